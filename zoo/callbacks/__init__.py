@@ -1,0 +1,16 @@
+"""Lightning callbacks; they work outside the zoo too."""
+
+from zoo._lazy import lazy
+
+__getattr__, __all__ = lazy(
+    __name__,
+    {
+        "FinalProbes": "probes",
+        "KNNProbe": "probes",
+        "ResultWriter": "results",
+        "ScoreHistogram": "scores",
+        "ScoreStatistics": "scores",
+        "StopOnNaN": "monitors",
+        "Throughput": "monitors",
+    },
+)

@@ -1,0 +1,187 @@
+"""`zoo verify RECIPE`: method against baseline over seeds. Does the claim hold here?"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+from zoo import recipes, results
+from zoo.commands.options import Options, console, split_words
+from zoo.errors import ZooError
+from zoo.results import Result
+
+USAGE = "zoo verify RECIPE [OVERLAY...] [--seeds N] [--jobs N] [--commit] [--model.x VALUE ...]"
+
+
+@dataclass
+class _Job:
+    """A run that has to be made or finished."""
+
+    recipe: str
+    fingerprint: str
+    seed: int
+    command: list[str]
+    log: Path
+    process: subprocess.Popen | None = None
+    output: IO | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{self.recipe} seed {self.seed}"
+
+
+def main(args: Sequence[str]) -> int:
+    """Run what is missing, then compare. Options that are not verify's own go to the method and to its baseline.
+
+    Returns:
+        0 whatever the verdict, 1 if a run failed.
+    """
+    words, rest = split_words(args)
+    parser = Options(USAGE, "Method against baseline over seeds; runs what is missing and continues where it stopped.")
+    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1 (default 5)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share the cores")
+    parser.add_argument("--commit", action="store_true", help="write the results into zoo/_results")
+    options, overrides = parser.parse_known_args(rest)
+    if not words:
+        raise ZooError(f"which recipe? usage: {USAGE}; see `python -m zoo list`")
+    if options.seeds < 1 or options.jobs < 1:
+        raise ZooError("--seeds and --jobs must be at least 1")
+    for key, _ in recipes.parse_overrides(overrides):
+        if key in ("--seed_everything", "--ckpt_path"):
+            raise ZooError(f"verify chooses {key} itself; --seeds N says how many seeds")
+    name, *overlays = words
+    card = recipes.load_card(name, overlays)
+    if not card.claim:
+        raise ZooError(f"{name} claims nothing: its card has no `claim`")
+    needed = [name] + [card.baseline] * any(c.against is None for c in card.claim)
+    prints = {r: recipes.fingerprint(r, overlays, overrides) for r in needed if r}
+    done = {r: finished(r, f) for r, f in prints.items()}
+    missing = [
+        _job(recipe, overlays, overrides, fingerprint, seed)
+        for seed in range(options.seeds)
+        for recipe, fingerprint in prints.items()
+        if seed not in done[recipe]
+    ]
+    failed = _run(missing, options.jobs)
+    runs = {r: {s: x for s, x in finished(r, f).items() if s < options.seeds} for r, f in prints.items()}
+    _report(card, runs, shlex.join(["python", "-m", "zoo", "verify", *args]))
+    if options.commit:
+        for path in results.commit([result for by_seed in runs.values() for result in by_seed.values()]):
+            print(f"wrote {path}")
+    return int(bool(failed))
+
+
+def finished(recipe: str, fingerprint: str) -> dict[int, Result]:
+    """Finished runs of one configuration by seed, local ones before committed ones."""
+    found = [*results.committed_results(recipe), *results.local_results(recipe)]
+    return {r.seed: r for r in found if r.fingerprint == fingerprint}
+
+
+def _job(recipe: str, overlays: Sequence[str], overrides: Sequence[str], fingerprint: str, seed: int) -> _Job:
+    command = [sys.executable, "-m", "zoo", "fit", recipe, *overlays, *overrides, "--seed_everything", str(seed)]
+    command += ["--trainer.enable_progress_bar", "false"]
+    stem = f"{fingerprint[:8]}-s{seed}"
+    for folder in results.find_runs(recipe):
+        checkpoint = folder / "checkpoints" / "last.ckpt"
+        ours = folder.name == stem or folder.name.startswith(stem + "-")
+        if ours and checkpoint.exists() and not (folder / "result.json").exists():
+            command += ["--ckpt_path", str(checkpoint)]
+            break
+    return _Job(recipe, fingerprint, seed, command, results.runs_root() / recipe / f"{stem}.log")
+
+
+def _run(jobs: list[_Job], at_once: int) -> list[_Job]:
+    """Run the jobs and return those that failed."""
+    if not jobs:
+        return []
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    threads = max(1, len(os.sched_getaffinity(0)) // at_once) if hasattr(os, "sched_getaffinity") else 1
+    environment = {"WANDB_MODE": "disabled"} | os.environ | {"OMP_NUM_THREADS": str(threads)}
+    waiting, running, failed = list(jobs), [], []
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("runs", total=len(jobs))
+        try:
+            while waiting or running:
+                while waiting and len(running) < at_once:
+                    running.append(_start(waiting.pop(0), environment))
+                    progress.update(task, description=", ".join(job.name for job in running))
+                time.sleep(0.1)
+                for job in [job for job in running if job.process and job.process.poll() is not None]:
+                    running.remove(job)
+                    _close(job)
+                    progress.advance(task)
+                    if job.seed not in finished(job.recipe, job.fingerprint):
+                        failed.append(job)
+                        progress.console.print(
+                            f"{job.name} failed: {_last_line(job.log)}; see {job.log}", soft_wrap=True
+                        )
+        finally:
+            for job in running:  # Ctrl-C reaches the runs too; they leave a checkpoint to continue from
+                _stop(job)
+    return failed
+
+
+def _start(job: _Job, environment: dict[str, str]) -> _Job:
+    job.log.parent.mkdir(parents=True, exist_ok=True)
+    job.output = job.log.open("a")
+    job.output.write(f"$ {shlex.join(job.command)}\n")
+    job.output.flush()
+    job.process = subprocess.Popen(job.command, stdout=job.output, stderr=subprocess.STDOUT, env=environment)
+    return job
+
+
+def _stop(job: _Job) -> None:
+    assert job.process is not None
+    job.process.send_signal(signal.SIGINT)
+    try:
+        job.process.wait(20)
+    except subprocess.TimeoutExpired:
+        job.process.kill()
+    _close(job)
+
+
+def _close(job: _Job) -> None:
+    if job.output:
+        job.output.close()
+
+
+def _last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:200]
+
+
+def _report(card: recipes.RecipeCard, runs: dict[str, dict[int, Result]], command: str) -> None:
+    from rich.table import Table
+
+    terminal = console()
+    method, baseline = runs[card.name], runs.get(card.baseline or "", {})
+    budgets = sorted({r.budget for by_seed in runs.values() for r in by_seed.values()})
+    table = Table(
+        title=f"{card.title or card.name} on {card.arena}: {', '.join(budgets) or 'no runs'}",
+        title_justify="left",
+        box=None,
+    )
+    for column in ("claim", "statement", "metric", "against", "difference", "95 % interval", "pairs", "verdict"):
+        table.add_column(column, overflow="fold", no_wrap=column in ("difference", "verdict"))
+    for claim in card.claim:
+        found = results.judge(claim, method, baseline)
+        interval = f"[{found.low:+.4f}, {found.high:+.4f}]" if found.pairs > 1 else "-"
+        mean = f"{found.mean:+.4f}" if found.pairs else "-"
+        against = claim.against or card.baseline or ""
+        cells = (claim.part, claim.statement, claim.metric, against, mean, interval, str(found.pairs), found.verdict)
+        table.add_row(*(cell.replace("[", r"\[") for cell in cells))
+    terminal.print(table)
+    if len(budgets) > 1:
+        terminal.print("the runs differ in budget, so the comparison is not a fair one")
+    terminal.print(command, soft_wrap=True, markup=False)

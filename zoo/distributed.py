@@ -1,0 +1,39 @@
+"""Gathering embeddings from all processes."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
+
+
+def world_size() -> int:
+    """Processes of the running group; 1 without one."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def gather(x: Tensor) -> Tensor:
+    """Rows of `x` from every rank, in rank order; the local rows stay where rank * len(x) says. No gradient."""
+    if world_size() == 1:
+        return x
+    parts = [torch.empty_like(x) for _ in range(world_size())]
+    dist.all_gather(parts, x.contiguous())
+    return torch.cat(parts)
+
+
+def gather_with_grad(x: Tensor) -> Tensor:
+    """`gather` whose gradient reaches the rows of every rank.
+
+    The backward pass sums what all ranks ask of a row. With each rank's loss a mean over its own anchors, and gradients
+    averaged over ranks (as DDP does), the result is the gradient of the mean over all anchors, without a further factor.
+    """
+    return x if world_size() == 1 else torch.cat(all_gather_with_gradient(x.contiguous()))
+
+
+def shared_permutation(n: int, device: torch.device) -> Tensor:
+    """A random permutation of 0..n-1 that all ranks agree on."""
+    permutation = torch.randperm(n, device=device)
+    if world_size() > 1:
+        dist.broadcast(permutation, src=0)
+    return permutation

@@ -1,0 +1,8 @@
+"""The one exception that reaches the user as a single line."""
+
+
+class ZooError(Exception):
+    """Bad input: a recipe name, an option, a folder, a row, a checkpoint.
+
+    The message says what is wrong and what to do. The command line prints it as one line and exits with status 2.
+    """

@@ -1,0 +1,60 @@
+"""What every loss on scores shares: precision, masks and weights, and sums over negatives."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Weight = Bool[Tensor, "B M"] | Float[Tensor, "B M"] | None
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """`x` in float32 if it came in half precision; wider types stay as they are."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def normalize(x: Float[Tensor, "*batch D"]) -> Float[Tensor, "*batch D"]:
+    """Rows of `x` on the unit sphere, in at least float32."""
+    return torch.nn.functional.normalize(at_least_float32(x), dim=-1)
+
+
+def negative_logits(
+    negatives: Float[Tensor, "B M"], weight: Weight, temperature: float | Tensor
+) -> Float[Tensor, "B M"]:
+    """Scores over temperature, plus log-weight; what counts for nothing gets the lowest finite value.
+
+    The mask comes after the division, as the gradient of a learned temperature would be NaN otherwise, and is finite,
+    as a row without any negative would have a NaN gradient otherwise.
+
+    Args:
+        negatives: scores of the negatives.
+        weight: False (or 0) drops a negative; a float weight multiplies its term in the sum of exponentials.
+        temperature: positive; a tensor if learned.
+    """
+    logits = at_least_float32(negatives) / temperature
+    if weight is None:
+        return logits
+    lowest = torch.finfo(logits.dtype).min
+    if weight.dtype == torch.bool:
+        return logits.masked_fill(~weight, lowest)
+    return torch.where(weight > 0, logits + weight.clamp_min(torch.finfo(logits.dtype).tiny).log(), lowest)
+
+
+def logits(
+    positives: Float[Tensor, "B P"], negatives: Float[Tensor, "B M"], weight: Weight, temperature: float | Tensor
+) -> Float[Tensor, "B N"]:
+    """Positives, then negatives, over temperature: what a cross entropy with target 0 would read (N = P + M)."""
+    return torch.cat([at_least_float32(positives) / temperature, negative_logits(negatives, weight, temperature)], 1)
+
+
+def log_sum_negatives(
+    negatives: Float[Tensor, "B M"], weight: Weight, temperature: float | Tensor
+) -> Float[Tensor, "B 1"]:
+    """log of the (weighted) sum of exp(negatives / temperature) per row; the lowest finite value where all are masked."""
+    return negative_logits(negatives, weight, temperature).logsumexp(1, keepdim=True)
+
+
+def has_negatives(weight: Weight) -> Bool[Tensor, "B 1"] | bool:
+    """Which rows keep at least one negative; True where nothing is masked."""
+    return True if weight is None else (weight > 0).any(1, keepdim=True)

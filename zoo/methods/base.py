@@ -1,0 +1,118 @@
+"""What every contrastive method shares: optimiser, schedule, evaluation steps, and the step's report."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.cli import OptimizerCallable
+from torch import Tensor, nn
+
+from zoo.data.pairs import PairBatch
+from zoo.negatives.candidates import Candidates, EmbeddingNegatives
+
+
+class ContrastiveMethod(pl.LightningModule):
+    """Base of the methods. A subclass writes `training_step` and returns `report(...)`.
+
+    Args:
+        encoder: maps inputs to embeddings; `features(inputs)` gives what evaluation uses.
+        loss: maps (positives `[B, P]`, negatives `[B, M]`, mask or weight `[B, M]` or None) to a scalar.
+        negatives: modules that change the candidates on their way to the loss, in order.
+        optimizer: maps parameter groups to an optimiser; its learning rate is the peak of the schedule.
+        schedule: "cosine" to zero at the end of training, "step" (times 0.1 at each of `milestones`), or "constant".
+        milestones: for "step": fractions of training at which the rate drops.
+        warmup_epochs: linear warm-up from zero.
+        exclude_from_decay: no weight decay for biases and normalisation parameters.
+        compile: run the encoder through torch.compile.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        loss: nn.Module,
+        negatives: Sequence[EmbeddingNegatives] = (),
+        optimizer: OptimizerCallable = torch.optim.SGD,
+        schedule: Literal["cosine", "step", "constant"] = "cosine",
+        milestones: Sequence[float] = (0.6, 0.8),
+        warmup_epochs: float = 0.0,
+        exclude_from_decay: bool = False,
+        compile: bool = False,  # noqa: A002 - the user's word
+    ) -> None:
+        super().__init__()
+        self.encoder, self.loss, self.negatives = encoder, loss, nn.ModuleList(negatives)
+        self.optimizer, self.schedule, self.milestones = optimizer, schedule, tuple(milestones)
+        self.warmup_epochs, self.exclude_from_decay = warmup_epochs, exclude_from_decay
+        if compile:
+            encoder.compile()
+
+    def transform_candidates(self, candidates: Candidates) -> Candidates:
+        """Apply the negatives modules whose start epoch has come."""
+        for module in self.negatives:
+            if self.current_epoch >= module.start_epoch:  # type: ignore[operator]
+                candidates = module(candidates)
+        return candidates
+
+    def report(self, loss: Tensor, query: Tensor, scores: tuple[Tensor, Tensor, Tensor | None], **raw: Tensor) -> dict:
+        """A step's output: the loss, and for the callbacks what it was made of.
+
+        Args:
+            loss: scalar.
+            query: unit-norm queries `[B, D]`.
+            scores: positives `[B, P]`, negatives `[B, M]` and their mask, as the loss saw them.
+            **raw: `raw_positives`, `raw_negatives` where a module changed them on the way.
+        """
+        positives, negatives, mask = scores
+        self.log("train/loss", loss.detach(), prog_bar=True)
+        return {"loss": loss, "query": query, "positives": positives, "negatives": negatives, "mask": mask, **raw}
+
+    def features(self, inputs: Any) -> Tensor:
+        """Features that evaluation uses, `[B, F]`."""
+        return self.encoder.features(inputs)  # type: ignore[operator]
+
+    def validation_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        return {"features": self.features(batch.anchor).float()}
+
+    def test_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        return self.validation_step(batch, batch_idx, dataloader_idx)
+
+    def predict_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        return {"index": batch.index, **self.validation_step(batch, batch_idx, dataloader_idx)}
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        trained = [p for p in self.parameters() if p.requires_grad]
+        if not self.exclude_from_decay:
+            return self.optimizer(trained)
+        plain = [p for p in trained if p.ndim < 2]
+        decayed = [p for p in trained if p.ndim >= 2]
+        return self.optimizer([{"params": decayed}, {"params": plain, "weight_decay": 0.0}])
+
+    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
+        # A pure function of progress, so that a resumed run needs no scheduler state.
+        trainer: Any = self.trainer
+        epoch = self.current_epoch + batch_idx / trainer.num_training_batches
+        factor = self.rate(epoch, self._epochs())
+        for group in self.optimizers().param_groups:  # type: ignore[union-attr]
+            group["lr"] = factor * group.setdefault("peak_lr", group["lr"])
+        if trainer.global_step % trainer.log_every_n_steps == 0:
+            self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+
+    def _epochs(self) -> float:
+        trainer = self.trainer
+        if trainer.max_steps > 0:
+            return trainer.max_steps * trainer.accumulate_grad_batches / trainer.num_training_batches
+        return float(trainer.max_epochs or 1)
+
+    def rate(self, epoch: float, epochs: float) -> float:
+        """Learning-rate factor at a (fractional) epoch of a run of `epochs`."""
+        if epoch < self.warmup_epochs:
+            return epoch / self.warmup_epochs
+        progress = (epoch - self.warmup_epochs) / max(epochs - self.warmup_epochs, 1e-9)
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        if self.schedule == "step":
+            return 0.1 ** sum(epoch / epochs >= m for m in self.milestones)
+        return 1.0

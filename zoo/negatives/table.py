@@ -1,0 +1,127 @@
+"""NegativeTable: the common currency of mining."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from zoo.errors import ZooError
+
+_FILES = ("ids.npy", "scores.npy", "table.json")
+
+
+@dataclass
+class NegativeTable:
+    """Ranked candidate negatives of N anchors, with the record of how they came about.
+
+    Attributes:
+        ids: candidates `[N, K]` by dataset index, hardest first, -1 padded at the end.
+        scores: their scores `[N, K]` under the miner (higher is harder); padding holds -inf.
+        provenance: what produced the table: miner, encoder, depth, and per vetting rule how many candidates it rejected.
+    """
+
+    ids: np.ndarray
+    scores: np.ndarray
+    provenance: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.ids.ndim != 2 or self.ids.shape != self.scores.shape:
+            raise ValueError(f"ids {self.ids.shape} and scores {self.scores.shape} must both be [N, K]")
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def counts(self) -> np.ndarray:
+        """Candidates per anchor `[N]`."""
+        return (self.ids >= 0).sum(1)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the table's content and provenance."""
+        digest = hashlib.sha256(json.dumps(self.provenance, sort_keys=True).encode())
+        digest.update(np.ascontiguousarray(self.ids).tobytes())
+        return digest.hexdigest()[:16]
+
+    def keep(self, kept: np.ndarray, rule: str, **details: Any) -> NegativeTable:
+        """The table without the candidates where `kept` `[N, K]` is False; the rule and its toll enter the provenance."""
+        kept = kept & (self.ids >= 0)
+        order = np.argsort(~kept, axis=1, kind="stable")
+        ids = np.where(kept, self.ids, -1)
+        scores = np.where(kept, self.scores, -np.inf)
+        record = {"rule": rule, **details, "rejected": int(self.counts.sum() - kept.sum())}
+        return NegativeTable(
+            np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1), [*self.provenance, record]
+        )
+
+    def skip_top(self, n: int) -> NegativeTable:
+        """Drop the `n` hardest candidates of each anchor, which are the likeliest false negatives."""
+        return self.keep(np.arange(self.ids.shape[1])[None, :] >= n, "skip_top", n=n)
+
+    def below_positive(
+        self, positive_scores: np.ndarray, absolute: float = 0.0, relative: float = 0.0
+    ) -> NegativeTable:
+        """Drop candidates that score too close to the anchor's positive (positive-aware mining).
+
+        Args:
+            positive_scores: score of each anchor's positive `[N]` under the same miner.
+            absolute: a candidate stays if its score is at most `positive - absolute`.
+            relative: and at most `positive - relative * |positive|`.
+        """
+        positive = positive_scores[:, None]
+        limit = np.minimum(positive - absolute, positive - relative * np.abs(positive))
+        return self.keep(self.scores <= limit, "below_positive", absolute=absolute, relative=relative)
+
+    def drop_positives(self, anchor_keys: np.ndarray, candidate_keys: np.ndarray) -> NegativeTable:
+        """Drop candidates that are the anchor's positive by identity.
+
+        Args:
+            anchor_keys: for each anchor the identity keys of its known positives, `[N]` or `[N, P]` (-1 padded).
+            candidate_keys: identity key of every dataset index, `[M]`.
+        """
+        known = anchor_keys.reshape(len(anchor_keys), -1)
+        keys = candidate_keys[np.maximum(self.ids, 0)]
+        return self.keep((keys[:, :, None] != known[:, None, :]).all(2), "drop_positives")
+
+    def draw(self, anchors: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+        """`n` distinct candidates for each of `anchors`, `[B, n]`, uniformly; -1 where an anchor has fewer."""
+        ids = self.ids[anchors]
+        order = np.argsort(np.where(ids >= 0, rng.random(ids.shape), np.inf), axis=1)[:, :n]
+        drawn = np.take_along_axis(ids, order, 1)
+        return np.pad(drawn, ((0, 0), (0, n - drawn.shape[1])), constant_values=-1)
+
+    def save(self, folder: Path) -> None:
+        """Write the table to `folder`; `load` maps it into memory again."""
+        folder.mkdir(parents=True, exist_ok=True)
+        np.save(folder / "ids.npy", self.ids)
+        np.save(folder / "scores.npy", self.scores)
+        (folder / "table.json").write_text(
+            json.dumps({"fingerprint": self.fingerprint, "provenance": self.provenance}, indent=2)
+        )
+
+    @classmethod
+    def load(cls, folder: Path) -> NegativeTable:
+        """Map a saved table into memory.
+
+        Raises:
+            ZooError: the folder or one of its files is missing.
+        """
+        for name in _FILES:
+            if not (folder / name).exists():
+                raise ZooError(
+                    f"no negative table at {folder}: {name} is missing; a table is saved by NegativeTable.save"
+                )
+        meta = json.loads((folder / "table.json").read_text())
+        ids, scores = (np.load(folder / name, mmap_mode="r") for name in _FILES[:2])
+        return cls(ids, scores, meta["provenance"])
+
+
+def mine_random(n_anchors: int, n_candidates: int, k: int, seed: int = 0) -> NegativeTable:
+    """`k` uniformly drawn candidates for each anchor (distinct up to rare repeats), scores 0: the baseline of mining."""
+    ids = np.random.default_rng(seed).integers(0, n_candidates, (n_anchors, k))
+    return NegativeTable(ids, np.zeros((n_anchors, k), np.float32), [{"miner": "random", "depth": k, "seed": seed}])
