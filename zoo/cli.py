@@ -432,6 +432,8 @@ def _place_loggers(trainer: Namespace, run_dir: Path, card: recipes.RecipeCard) 
             arguments["name"] = arguments.name or f"{card.name}-{run_dir.name}"
             arguments["tags"] = [t for t in (card.family, card.arena, card.name) if t]
             arguments["config"] = {"recipe": _plain(card)}
+            if arguments.offline:
+                _silence_wandb()
 
 
 def _drop_wandb(config: dict[str, Any]) -> None:
@@ -461,6 +463,14 @@ def _wandb_wanted() -> bool:
         return f"machine {host}" in Path(os.environ.get("NETRC") or "~/.netrc").expanduser().read_text()
     except OSError:
         return False
+
+
+def _silence_wandb() -> None:
+    """WANDB_SILENT, at once: wandb reads it too late for what Lightning's logger makes it say."""
+    import wandb
+    from wandb.errors import term
+
+    term.termsetup(wandb.Settings(silent=True), None)
 
 
 def _finish_wandb() -> None:

@@ -60,8 +60,12 @@ def peak_memory_bytes(device: torch.device) -> int:
 class Throughput(pl.Callback):
     """Logs `perf/pairs_per_s` (all devices, training steps only) and `perf/peak_memory_gb` each epoch."""
 
-    def on_train_epoch_start(self, trainer, pl_module) -> None:
+    def on_train_start(self, trainer, pl_module) -> None:
+        # A run that is resumed in the middle of an epoch sees no start of that epoch.
         self._start, self._pairs = time.perf_counter(), 0
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        self.on_train_start(trainer, pl_module)
 
     def on_train_batch_end(self, trainer, pl_module, outputs: Any, batch, batch_idx) -> None:
         self._pairs += len(batch)

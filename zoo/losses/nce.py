@@ -6,7 +6,7 @@ Sources: van den Oord et al. 2018 (arXiv 1807.03748); NT-Xent: Chen et al. 2020 
 from __future__ import annotations
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from zoo.losses.scores import Weight, at_least_float32, log_sum_negatives
@@ -39,11 +39,13 @@ def multi_positive_nce(
     negatives: Float[Tensor, "B M"],
     weight: Weight = None,
     temperature: float | Tensor = 0.1,
-    positive_weight: Weight = None,
+    positive_weight: Bool[Tensor, "B P"] | Float[Tensor, "B P"] | None = None,
 ) -> Float[Tensor, ""]:
     r"""InfoNCE with the sum over positives inside the logarithm: any one positive suffices.
 
     $$\ell_b = -\log \frac{\sum_p e^{s_{bp}/\tau}}{\sum_p e^{s_{bp}/\tau} + \sum_m w_{bm}\, e^{n_{bm}/\tau}}$$
+
+    A row without positives or without negatives has loss 0.
 
     Args:
         positives: scores of the positives.
@@ -53,7 +55,10 @@ def multi_positive_nce(
         positive_weight: mask or weight of each positive, where rows have different numbers of them.
     """
     positive = log_sum_negatives(positives, positive_weight, temperature)
-    return (torch.logaddexp(positive, log_sum_negatives(negatives, weight, temperature)) - positive).mean()
+    loss = torch.logaddexp(positive, log_sum_negatives(negatives, weight, temperature)) - positive
+    if positive_weight is not None:
+        loss = loss.where((positive_weight > 0).any(1, keepdim=True), 0.0)
+    return loss.mean()
 
 
 class InfoNCE(nn.Module):

@@ -28,7 +28,7 @@ def score_statistics(
     count = kept.sum(1).clamp_min(1)
     mean = (negatives * kept).sum(1) / count
     variance = ((negatives - mean[:, None]).square() * kept).sum(1) / (count - 1).clamp_min(1)
-    exp_negative = ((negatives / temperature).exp() * kept).sum(1) / count
+    exp_negative = (negatives / temperature).exp().where(kept > 0, 0.0).sum(1) / count
     return torch.stack([mean, variance, positives.mean(1), exp_negative, (positives / temperature).exp().mean(1)], 1)
 
 

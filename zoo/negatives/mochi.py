@@ -72,7 +72,7 @@ def mix_hard(
 
     def take(positions: Tensor) -> Tensor:
         rows = pool.gather(1, positions)
-        return negatives.index_select(0, rows.flatten()).view(*rows.shape, -1)
+        return negatives.index_select(0, rows.flatten()).view(*rows.shape, negatives.shape[1])
 
     alpha, beta = choices.alpha[..., None], choices.beta[..., None]
     mixed = torch.lerp(take(choices.j), take(choices.i), alpha)
@@ -97,17 +97,24 @@ class HardNegativeMixing(EmbeddingNegatives):
         super().__init__(start_epoch)
         self.n_hard, self.n_mix, self.n_query_mix = n_hard, n_mix, n_query_mix
 
-    @torch.no_grad()
     def pool(self, candidates: Candidates) -> Int[Tensor, "B N"]:
-        """Indices of each query's hardest shared candidates, in no particular order."""
-        scores = candidates.shared_scores.detach()
-        if candidates.shared_mask is not None:
-            scores = scores.masked_fill(~candidates.shared_mask, -torch.inf)
-        return scores.topk(min(self.n_hard, scores.shape[1]), dim=1, sorted=False).indices
+        """Indices of each query's hardest shared candidates, repeated where it has fewer than N."""
+        scores, mask = candidates.shared_scores.detach(), candidates.shared_mask
+        if mask is not None:
+            scores = scores.masked_fill(~mask, -torch.inf)
+        hardest = scores.topk(min(self.n_hard, scores.shape[1]), dim=1, sorted=mask is not None).indices
+        if mask is None:
+            return hardest
+        n_kept = mask.gather(1, hardest).sum(1, keepdim=True).clamp_min(1)  # masked ones come last
+        return hardest.gather(1, torch.arange(hardest.shape[1], device=mask.device) % n_kept)
 
     def forward(self, candidates: Candidates) -> Candidates:
         if self.n_mix + self.n_query_mix == 0:
             return candidates
         pool = self.pool(candidates)
         choices = MixChoices.draw(candidates.query, pool.shape[1], self.n_mix, self.n_query_mix)
-        return candidates.add_own(torch.cat(mix_hard(candidates.query, candidates.shared, pool, choices), 1))
+        mixed = torch.cat(mix_hard(candidates.query, candidates.shared, pool, choices), 1)
+        if candidates.shared_mask is None:
+            return candidates.add_own(mixed)
+        # A query without any candidate has nothing to mix: its first one is masked.
+        return candidates.add_own(mixed, candidates.shared_mask.gather(1, pool[:, :1]).expand(mixed.shape[:2]))

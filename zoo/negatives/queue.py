@@ -42,7 +42,7 @@ class Queue(nn.Module):
         first = max(len(embeddings) - size, 0)
         slots = (self.pointer + torch.arange(first, len(embeddings), device=self.rows.device)) % size
         self.rows[slots] = embeddings[first:].to(self.rows.dtype)
-        self.keys[slots] = keys[first:]
+        self.keys[slots] = keys[first:].to(self.keys.dtype)
         self.pointer.copy_((self.pointer + len(embeddings)) % size)
 
     def mask(self, keys: Int[Tensor, " B"]) -> Bool[Tensor, "B K"]:
