@@ -32,7 +32,9 @@ class BatchSampler(Sampler[BatchPlan], ABC):
         self.epoch = 0
         self.start = 0
 
-    def bind(self, dataset: PairDataset, batch_size: int, seed: int, rank: int = 0, world_size: int = 1) -> BatchSampler:
+    def bind(
+        self, dataset: PairDataset, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
+    ) -> BatchSampler:
         """Give the sampler what it composes: `batch_size` pairs of `dataset` for each of `world_size` ranks.
 
         Raises:
