@@ -21,6 +21,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -337,6 +338,10 @@ class ZooCLI(LightningCLI):
         self.trainer.fit(**kwargs)
         if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
             return
+        for callback in self.trainer.checkpoint_callbacks:
+            # Lightning leaves `last.ckpt` at the last multiple of `every_n_train_steps`; what is tested is the end.
+            if isinstance(callback, ModelCheckpoint) and callback.save_last and callback.last_model_path:
+                self.trainer.save_checkpoint(callback.last_model_path)
         if self._testable:
             self.trainer.test(self.model, datamodule=self.datamodule, verbose=False)
         self._summary()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,6 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from zoo.data.datamodule import NegativesDataModule
 from zoo.data.pairs import PairBatch
-from zoo.methods.encoders import split_batch_norm
 from zoo.methods.momentum import MomentumContrast
 from zoo.methods.siamese import SiameseContrast
 from zoo.negatives.mochi import HardNegativeMixing
@@ -22,8 +22,6 @@ Loss = Callable[[PairBatch], Tensor]
 
 def views(data: NegativesDataModule, device: torch.device) -> Iterator[PairBatch]:
     """Augmented training batches without end."""
-    data.prepare_data()
-    data.setup("fit")
     while True:
         for batch in data.train_dataloader():
             yield data.transform(batch.to(device, non_blocking=True))  # type: ignore[misc]
@@ -57,7 +55,7 @@ def embed(encoder: nn.Module, images: Tensor) -> Tensor:
 
 def simclr(model: SiameseContrast) -> Loss:
     """NT-Xent over the model's encoder."""
-    encoder, temperature = model.encoder, model.loss.temperature
+    encoder, temperature = model.encoder, cast(Any, model.loss).temperature
 
     def loss(batch: PairBatch) -> Tensor:
         b = len(batch)
@@ -77,7 +75,7 @@ class Momentum:
 
     def __init__(self, model: MomentumContrast) -> None:
         self.encoder, self.key_encoder = model.encoder, model.key_encoder
-        self.momentum, self.temperature = model.momentum, model.loss.temperature
+        self.momentum, self.temperature = model.momentum, cast(Any, model.loss).temperature
         self.mixing: HardNegativeMixing | None = next(iter(model.negatives), None)  # type: ignore[assignment]
         self.rows, self.keys = model.queue.rows.clone(), model.queue.keys.clone()
         self.at = 0
@@ -96,7 +94,7 @@ class Momentum:
     @torch.no_grad()
     def key(self, images: Tensor) -> Tensor:
         theirs, ours = list(self.key_encoder.parameters()), list(self.encoder.parameters())
-        torch._foreach_lerp_(theirs, ours, 1 - self.momentum)
+        torch._foreach_lerp_(theirs, ours, 1 - self.momentum)  # type: ignore[attr-defined]
         order = torch.randperm(len(images), device=images.device)
         return F.normalize(embed(self.key_encoder, images[order])[order.argsort()])
 
@@ -124,15 +122,14 @@ class Lightly(nn.Module):
         from lightly.models.utils import deactivate_requires_grad
 
         super().__init__()
-        features, dim = model.encoder.backbone.num_features, model.encoder.dim
-        bn = any(isinstance(m, nn.modules.batchnorm._BatchNorm) for m in model.encoder.head)
-        head = MoCoProjectionHead(features, features, dim, batch_norm=bn)
-        split_batch_norm(head, model.bn_splits)
-        self.query = nn.Sequential(copy.deepcopy(model.encoder.backbone), head.to(model.device))
+        encoder: Any = model.encoder
+        features, dim = encoder.backbone.num_features, encoder.dim
+        head = MoCoProjectionHead(features, features, dim)
+        self.query = nn.Sequential(copy.deepcopy(encoder.backbone), head.to(model.device))
         self.keys = copy.deepcopy(self.query)
         deactivate_requires_grad(self.keys)
         size = (len(model.queue.rows), dim)
-        self.criterion = NTXentLoss(model.loss.temperature, size).to(model.device)
+        self.criterion = NTXentLoss(cast(Any, model.loss).temperature, size).to(model.device)
         self.momentum = model.momentum
 
     def forward(self, batch: PairBatch) -> Tensor:

@@ -1,29 +1,23 @@
-"""The rows of the table: each a context that yields what is timed."""
+"""The rows about training steps: each a context that yields what is timed."""
 
 from __future__ import annotations
 
-import copy
-import functools
-import os
-import time
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-import lightning.pytorch as pl
-import numpy as np
 import torch
-from torch import nn
-from torchvision.transforms import v2
+from torch import Tensor
 
 from tests.benchmarks import bare
-from tests.benchmarks.steps import Steps, steps
+from tests.benchmarks.steps import LongEpochs, Steps, Ticks, steps
+from zoo.callbacks import FinalProbes
 from zoo.cli import ZooCLI, build
-from zoo.data import TwoViews
 from zoo.data.pairs import PairBatch
-from zoo.data.samplers import BatchSampler
-from zoo.methods.momentum import ema_update, queue_candidates
+from zoo.methods.momentum import MomentumContrast, ema_update, queue_candidates
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 STEPS = 10  # per call: the callbacks that look at every tenth step look once
 # A paper's step on a GPU, on images that need no download.
 PAPER = [
@@ -47,33 +41,13 @@ class Pair(NamedTuple):
     per: int
 
 
-class LongEpochs(BatchSampler):
-    """RandomBatches whose epochs last a hundred times as long, so that no measurement meets the end of one."""
-
-    def __len__(self) -> int:
-        return 100 * (len(self.dataset) // (self.batch_size * self.world_size))
-
-    def compose(self, rng: np.random.Generator) -> np.ndarray:
-        rows = len(self) // 100
-        size = self.batch_size * self.world_size
-        orders = [rng.permutation(len(self.dataset))[: rows * size] for _ in range(100)]
-        return np.concatenate(orders).reshape(len(self), size)
-
-
-class Ticks(pl.Callback):
-    """Ties a Trainer to `Steps`."""
-
-    def __init__(self, gate: Steps) -> None:
-        self.gate = gate
-
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
-        self.gate.tick()
-
-
 def made(recipe: str, *overrides: str) -> ZooCLI:
-    """A recipe's objects, MoCHi without its warm-up."""
+    """A recipe's objects, MoCHi without its warm-up, and without probes of the untrained encoder before the first step."""
     cli = build(recipe, [], overrides)
     cli.datamodule.sampler = LongEpochs()
+    for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
+        if isinstance(callback, FinalProbes):
+            callback.references = False  # half a minute before the first step
     for module in getattr(cli.model, "negatives", []):
         module.start_epoch = 0
     return cli
@@ -89,30 +63,28 @@ def trained(cli: ZooCLI) -> Callable[[Steps], None]:
     return loop
 
 
-def written_out(cli: ZooCLI, device: torch.device) -> Callable[[Steps], None]:
+def written_out(cli: ZooCLI) -> Callable[[Steps], None]:
     """The same recipe as a bare loop."""
 
     def loop(gate: Steps) -> None:
-        model = cli.model.to(device)
-        optimizer = model.configure_optimizers()
-        momentum = bare.Momentum(model) if hasattr(model, "queue") else None
-        loss = momentum or bare.simclr(model)
-        data = cli.datamodule
-        batches = bare.views(data, device)
-        total = 100 * 46 * 30
-        bare.train(batches, loss, optimizer, total, gate.tick, momentum.enqueue if momentum else lambda: None)
+        model, data = cli.model.to(DEVICE), cli.datamodule
+        data.prepare_data()
+        data.setup("fit")
+        total = cli.trainer.max_epochs * len(data.train_dataloader())  # type: ignore[attr-defined]
+        optimizer, batches = model.configure_optimizers(), bare.views(data, DEVICE)
+        if hasattr(model, "queue"):
+            loss = bare.Momentum(model)
+            bare.train(batches, loss, optimizer, total, gate.tick, loss.enqueue)
+        else:
+            bare.train(batches, bare.simclr(model), optimizer, total, gate.tick)
 
     return loop
-
-
-def device() -> torch.device:
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @contextmanager
 def over_bare(recipe: str) -> Iterator[Pair]:
     """The recipe's Trainer with its default callbacks against a bare loop."""
-    with steps(STEPS, trained(made(recipe)), written_out(made(recipe), device())) as (ours, peer):
+    with steps(STEPS, trained(made(recipe)), written_out(made(recipe))) as (ours, peer):
         yield Pair(ours, peer, STEPS)
 
 
@@ -121,5 +93,40 @@ def mochi_over_moco(*overrides: str) -> Iterator[Pair]:
     """Both recipes through the same Trainer loop."""
     mixing = overrides and ["--model.init_args.negatives=[{class_path: zoo.negatives.HardNegativeMixing}]"]
     loops = trained(made("mochi", *overrides, *mixing)), trained(made("moco", *overrides))
+    with steps(STEPS, *loops) as (ours, peer):
+        yield Pair(ours, peer, STEPS)
+
+
+@contextmanager
+def over_lightly() -> Iterator[Pair]:
+    """MoCo from parts, both without a Trainer and on views that were made before: what is left is the step alone.
+
+    The head is MoCo v2's, without BN: with BN, lightly's has one more of them (MoCo v3).
+    """
+    cli = made("moco", "--model.init_args.encoder.init_args.batch_norm=false")
+    model, views = cast(MomentumContrast, cli.model.to(DEVICE)), bare.views(cli.datamodule, DEVICE)
+    cli.datamodule.prepare_data()
+    cli.datamodule.setup("fit")
+    batches = [next(views) for _ in range(STEPS)]
+    theirs = bare.Lightly(model)
+
+    def parts(batch: PairBatch) -> Tensor:
+        q = bare.embed(model.encoder, batch.anchor)
+        ema_update(model.key_encoder, model.encoder, model.momentum)
+        with torch.autocast(DEVICE.type, torch.bfloat16, enabled=batch.anchor.is_cuda):
+            k = model.encode_keys(batch.positive)
+        candidates = queue_candidates(q, k, model.queue, batch.anchor_key)
+        model._pending.append((candidates.positive, batch.positive_key))
+        return model.loss(*candidates.scores())
+
+    def loop(
+        loss: bare.Loss, optimizer: torch.optim.Optimizer, after: Callable[[], None] = lambda: None
+    ) -> Callable[[Steps], None]:
+        return lambda gate: bare.train(itertools.cycle(batches), loss, optimizer, 10**6, gate.tick, after)
+
+    loops = (
+        loop(parts, model.configure_optimizers(), model.on_after_backward),
+        loop(theirs, model.optimizer(theirs.query.parameters())),
+    )
     with steps(STEPS, *loops) as (ours, peer):
         yield Pair(ours, peer, STEPS)

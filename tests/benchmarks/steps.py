@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+
+from zoo.data.samplers import BatchSampler
+
+_M_ARENA_MAX = -8  # glibc's malloc.h
 
 
 class Steps:
@@ -19,6 +28,8 @@ class Steps:
     """
 
     def __init__(self, loop: Callable[[Steps], Any], n: int) -> None:
+        if sys.platform == "linux":  # all threads share the main one's heap: on their own, one's steps cost 15 % more
+            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
         self.n, self.left, self.closed = n, 0, False
         self.error: BaseException | None = None
         self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
@@ -76,3 +87,26 @@ def steps(n: int, *loops: Callable[[Steps], Any]) -> Iterator[list[Steps]]:
     finally:
         for each in running:
             each.close()
+
+
+class LongEpochs(BatchSampler):
+    """RandomBatches whose epochs last a hundred times as long, so that no measurement meets the end of one."""
+
+    def __len__(self) -> int:
+        return 100 * (len(self.dataset) // (self.batch_size * self.world_size))
+
+    def compose(self, rng: np.random.Generator) -> np.ndarray:
+        rows = len(self) // 100
+        size = self.batch_size * self.world_size
+        orders = [rng.permutation(len(self.dataset))[: rows * size] for _ in range(100)]
+        return np.concatenate(orders).reshape(len(self), size)
+
+
+class Ticks(pl.Callback):
+    """Ties a Trainer to `Steps`."""
+
+    def __init__(self, gate: Steps) -> None:
+        self.gate = gate
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
+        self.gate.tick()

@@ -30,6 +30,11 @@ class _EpochMeans(pl.Callback):
         """Scalars of one step."""
         raise NotImplementedError
 
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        # Something is left only where a run goes on from the last batch of an epoch, whose end was not saved.
+        self.sums.clear()
+        self.count = 0
+
     def on_train_batch_end(self, trainer, pl_module, outputs: Any, batch, batch_idx) -> None:
         if batch_idx % self.every_n_steps:
             return
@@ -102,6 +107,11 @@ class ScoreHistogram(pl.Callback):
         self.bins, self.low, self.high, self.every_n_steps = bins, low, high, every_n_steps
         self.current: Tensor | None = None
         self.rows: list[Tensor] = []
+
+    def on_train_epoch_start(self, trainer, pl_module) -> None:
+        # Something is left only where a run goes on from the last batch of an epoch, whose end was not saved.
+        if self.current is not None:
+            self.on_train_epoch_end(trainer, pl_module)
 
     @torch.no_grad()
     def on_train_batch_end(self, trainer, pl_module, outputs: Any, batch, batch_idx) -> None:

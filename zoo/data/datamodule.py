@@ -56,7 +56,7 @@ class NegativesDataModule(pl.LightningDataModule):
         if (table is None) != (n_negatives == 0):
             raise ZooError("explicit negatives take both --data.table and --data.n_negatives")
         self.source, self.root, self.batch_size, self.transform = source, root, batch_size, transform
-        self.sampler = sampler or RandomBatches()
+        self.sampler = RandomBatches() if sampler is None else sampler  # an unbound sampler has no length
         self.table, self.n_negatives = table, n_negatives
         self.eval_batch_size, self.num_workers, self.seed = eval_batch_size, num_workers, seed
         self._served: tuple[int, int] = (0, 0)
@@ -98,7 +98,10 @@ class NegativesDataModule(pl.LightningDataModule):
         if self.trainer is None or not self.trainer.training:
             return self.prepare_inputs(batch)
         rank = self.trainer.global_rank
-        torch.manual_seed(_mix(self._seed, batch.epoch, batch.number, rank))
+        seed = _mix(self._seed, batch.epoch, batch.number, rank)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed visits every backend, which takes a millisecond
+        if torch.cuda.is_available():
+            torch.cuda.manual_seed(seed)
         self._served = (batch.epoch, batch.number + 1)
         return batch if self.transform is None else self.transform(batch)
 

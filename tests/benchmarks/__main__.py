@@ -1,0 +1,126 @@
+"""Times what the package does against its peers: `python -m tests.benchmarks [--quick] [--repeats N]`."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import logging
+import os
+import platform
+import re
+import shlex
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+RESULTS = Path(__file__).parent / "results"
+
+
+class Row(NamedTuple):
+    """A row: its name and goal, what makes the pair, and calls of each side per repeat (100 steps hold a checkpoint)."""
+
+    name: str
+    goal: str
+    pair: Any
+    rounds: int = 10
+
+
+def rows(quick: bool) -> list[Row]:
+    import torch
+
+    from tests.benchmarks import augment
+    from tests.benchmarks import rows as r
+
+    n = 4 if quick else 16
+    table = [
+        Row("zoo step over bare loop, SimCLR", "<= 1.03", partial(r.over_bare, "simclr")),
+        Row("zoo step over bare loop, MoCHi", "<= 1.03", partial(r.over_bare, "mochi")),
+        Row("MoCHi over MoCo step", "<= 1.10", r.mochi_over_moco),
+        Row("MoCo step over lightly's parts", "<= 1.00", r.over_lightly),
+        Row("batched augmentation, 32 px", ">= 10", partial(augment.over_torchvision, 32, 32, 16 * n), 4),
+        Row("batched augmentation, 224 px", ">= 10", partial(augment.over_torchvision, 224, 256, n), 4),
+    ]
+    if torch.cuda.is_available():
+        table.insert(3, Row("MoCHi over MoCo step, paper scale", "<= 1.10", partial(r.mochi_over_moco, *r.PAPER)))
+    return [row._replace(rounds=1) for row in table] if quick else table
+
+
+def machine() -> str:
+    """What the numbers depend on: the GPU's name, or architecture and cores."""
+    import torch
+
+    if torch.cuda.is_available():
+        return re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name()).strip("-")
+    return f"{platform.machine()}-{len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()}cores"
+
+
+def main(args: list[str]) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="few repeats, under a minute; its numbers are rough")
+    parser.add_argument("--repeats", type=int, help="ratios per row (7; with --quick 2)")
+    options = parser.parse_args(args)
+    repeats = options.repeats or (2 if options.quick else 7)
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"ZOO_RUNS": folder, "WANDB_MODE": "disabled"}
+        results = [_measure(row, repeats) for row in rows(options.quick)]
+    _show(results)
+    path = RESULTS / f"{machine()}.json"
+    path.parent.mkdir(exist_ok=True)
+    names = ("torch", "torchvision", "lightning", "lightly", "pillow")
+    report = {
+        "machine": machine(),
+        "versions": {"python": platform.python_version()} | {x: importlib.metadata.version(x) for x in names},
+        "command": shlex.join(["python", "-m", "tests.benchmarks", *args]),
+        "rows": [result.row() for result in results],
+    }
+    path.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"wrote {path}")
+    return 0
+
+
+def _measure(row: Row, repeats: int) -> Any:
+    from tests.benchmarks.runner import compare
+
+    print(row.name, file=sys.stderr)
+    with _silence(), row.pair() as pair:
+        return compare(row.name, pair.ours, pair.peer, row.goal, repeats, row.rounds, pair.per)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Progress bars draw as on a terminal, but where nobody sees it."""
+    import rich
+
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    with (
+        Path(os.devnull).open("w") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+        warnings.catch_warnings(action="ignore"),
+    ):
+        rich.reconfigure(file=nowhere, force_terminal=True, width=120)
+        yield
+
+
+def _show(results: list[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="medians in ms per step or image; a goal of >= speaks of peer / ours", title_justify="left")
+    for column in ("", "ours", "peer", "ratio", "range", "goal", "holds"):
+        table.add_column(column, justify="left" if column in ("", "holds") else "right")
+    for r in results:
+        low, high = r.spread
+        cells = (f"{r.ours:.3f}", f"{r.peer:.3f}", f"{r.ratio:.3f}", f"{low:.3f} – {high:.3f}", r.goal)
+        table.add_row(r.name, *cells, "yes" if r.holds else "no")
+    Console(width=max(110, Console().width)).print(table)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
