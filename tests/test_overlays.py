@@ -24,7 +24,9 @@ def test_every_overlay_of_a_recipe_is_valid_input(name, capfd):
 
 @pytest.mark.parametrize("name", SSL)
 def test_papers_overlays_exist_for_every_method(name):
-    assert {"cifar10", "cifar100", "stl10", "imagenet100", "imagenet", "smoke", "wandb"} <= set(recipes.overlay_names(name))
+    assert {"cifar10", "cifar100", "stl10", "imagenet100", "imagenet", "smoke", "wandb"} <= set(
+        recipes.overlay_names(name)
+    )
 
 
 def test_mochi_at_the_papers_scale(tmp_path):

@@ -30,14 +30,11 @@ class _EpochMeans(pl.Callback):
         """Scalars of one step."""
         raise NotImplementedError
 
-    def on_train_epoch_start(self, trainer, pl_module) -> None:
-        # Something is left only where a run goes on from the last batch of an epoch, whose end was not saved.
-        self.sums.clear()
-        self.count = 0
-
     def on_train_batch_end(self, trainer, pl_module, outputs: Any, batch, batch_idx) -> None:
         if batch_idx % self.every_n_steps:
             return
+        if batch_idx == 0:  # a run that goes on from an epoch's last batch has not seen that epoch end
+            self._clear()
         scalars = self.observe(pl_module, outputs)
         values = torch.stack([v.double() for v in scalars.values()]).tolist()  # one synchronisation
         for name, value in zip(scalars, values, strict=True):
@@ -47,6 +44,9 @@ class _EpochMeans(pl.Callback):
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         if self.count:
             pl_module.log_dict({name: total / self.count for name, total in self.sums.items()}, sync_dist=True)
+        self._clear()
+
+    def _clear(self) -> None:
         self.sums.clear()
         self.count = 0
 
@@ -108,15 +108,12 @@ class ScoreHistogram(pl.Callback):
         self.current: Tensor | None = None
         self.rows: list[Tensor] = []
 
-    def on_train_epoch_start(self, trainer, pl_module) -> None:
-        # Something is left only where a run goes on from the last batch of an epoch, whose end was not saved.
-        if self.current is not None:
-            self.on_train_epoch_end(trainer, pl_module)
-
     @torch.no_grad()
     def on_train_batch_end(self, trainer, pl_module, outputs: Any, batch, batch_idx) -> None:
         if batch_idx % self.every_n_steps:
             return
+        if batch_idx == 0:  # a run that goes on from an epoch's last batch has not seen that epoch end
+            self.on_train_epoch_end(trainer, pl_module)
         negatives, mask = outputs["negatives"], outputs["mask"]
         counts = torch.stack(
             [self._count(outputs["positives"]), self._count(negatives if mask is None else negatives[mask > 0])]
