@@ -193,9 +193,9 @@ def draw_score_histogram(edges: np.ndarray, positives: np.ndarray, negatives: np
     return path
 
 
-def _wandb_run(trainer: pl.Trainer) -> Any:
+def _wandb_run(trainer: Any) -> Any:
     """The run of the trainer's W&B logger, if it has one."""
     for logger in trainer.loggers:
         if type(logger).__name__ == "WandbLogger":
-            return logger.experiment  # type: ignore[attr-defined]
+            return logger.experiment
     return None
