@@ -185,6 +185,7 @@ def draw_score_histogram(edges: np.ndarray, positives: np.ndarray, negatives: np
         axis.plot(epochs, mean - deviation, color="#b3261e", linestyle=":", label="mean ± std")
         axis.plot(epochs, mean + deviation, color="#b3261e", linestyle=":")
         axis.set(title=f"{title}: last epoch {mean[-1]:.3f} ± {deviation[-1]:.3f}", xlabel="epoch")
+        axis.xaxis.get_major_locator().set_params(integer=True)
     figure.axes[0].set_ylabel("score")
     seen = np.flatnonzero((positives + negatives).sum(0))
     figure.axes[0].set_ylim(float(edges[max(seen[0] - 2, 0)]), float(edges[min(seen[-1] + 3, len(edges) - 1)]))
