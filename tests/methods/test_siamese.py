@@ -79,7 +79,9 @@ def test_no_decay_for_biases_and_norms():
     assert plain["weight_decay"] == 0 and all(p.ndim == 1 for p in plain["params"]) and plain["params"]
 
 
-@pytest.mark.parametrize(("layers", "batch_norm", "linear", "norms"), [(0, False, 0, 0), (1, True, 1, 0), (3, True, 3, 2)])
+@pytest.mark.parametrize(
+    ("layers", "batch_norm", "linear", "norms"), [(0, False, 0, 0), (1, True, 1, 0), (3, True, 3, 2)]
+)
 def test_heads(layers, batch_norm, linear, norms):
     head = ImageEncoder(Pixels(), dim=4, hidden=5, layers=layers, batch_norm=batch_norm).head
     assert sum(isinstance(m, nn.Linear) for m in head) == linear

@@ -161,3 +161,11 @@ def test_random_mining_covers_all_candidates_alike():
         mine_random(2000, 8, 5, seed=2).ids != table.ids
     ).any()
     assert table.provenance == [{"miner": "random", "depth": 5, "seed": 1}]
+
+
+def test_a_loaded_table_may_be_saved_over_itself(tmp_path):
+    table = NegativeTable(np.array([[1, 2], [0, -1]]), np.array([[0.5, 0.4], [0.3, -np.inf]]), [{"miner": "x"}])
+    table.save(tmp_path)
+    NegativeTable.load(tmp_path).skip_top(1).save(tmp_path)
+    loaded = NegativeTable.load(tmp_path)
+    assert loaded.ids.tolist() == [[2, -1], [-1, -1]] and loaded.fingerprint != table.fingerprint

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from zoo.errors import ZooError
+from zoo.results import write_json
 
 _FILES = ("ids.npy", "scores.npy", "table.json")
 
@@ -45,7 +46,9 @@ class NegativeTable:
     def fingerprint(self) -> str:
         """Hash of the table's content and provenance."""
         digest = hashlib.sha256(json.dumps(self.provenance, sort_keys=True).encode())
-        digest.update(np.ascontiguousarray(self.ids).tobytes())
+        digest.update(repr(self.ids.shape).encode())
+        for array in (self.ids, self.scores):
+            digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
 
     def keep(self, kept: np.ndarray, rule: str, **details: Any) -> NegativeTable:
@@ -98,11 +101,11 @@ class NegativeTable:
     def save(self, folder: Path) -> None:
         """Write the table to `folder`; `load` maps it into memory again."""
         folder.mkdir(parents=True, exist_ok=True)
-        np.save(folder / "ids.npy", self.ids)
-        np.save(folder / "scores.npy", self.scores)
-        (folder / "table.json").write_text(
-            json.dumps({"fingerprint": self.fingerprint, "provenance": self.provenance}, indent=2)
-        )
+        for name, array in zip(_FILES, (self.ids, self.scores), strict=False):
+            part = folder / f".{name}"  # the table may be mapped from the very file that it replaces
+            np.save(part, array)
+            part.replace(folder / name)
+        write_json(folder / "table.json", {"fingerprint": self.fingerprint, "provenance": self.provenance})
 
     @classmethod
     def load(cls, folder: Path) -> NegativeTable:
