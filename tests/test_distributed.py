@@ -1,0 +1,185 @@
+"""Two processes with half a batch each against one process with the whole batch."""
+
+import multiprocessing
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from zoo.data.pairs import PairBatch
+from zoo.distributed import gather, gather_with_grad, shared_permutation
+from zoo.losses import InfoNCE
+from zoo.methods.momentum import MomentumContrast
+from zoo.methods.siamese import SiameseContrast
+
+WORLD, B, K, WIDTH, DIM, STEPS, QUEUE = 2, 6, 2, 5, 4, 4, 8
+METHODS = ["simclr", "simclr explicit", "moco", "moco explicit", "moco symmetric"]
+
+
+class Encoder(nn.Module):
+    """No batch normalisation: rows do not see each other, so that halves of a batch add up."""
+
+    dim = DIM
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(WIDTH, 8), nn.Tanh(), nn.Linear(8, DIM))
+
+    def forward(self, inputs):
+        return self.layers(inputs)
+
+
+def whole_batch(step):
+    """Pair 1 recurs as pair 4, on the other rank; pair 0 of each step is that of the step before; some padding."""
+    draw = torch.Generator().manual_seed(step)
+    anchor, positive = (torch.randn(B, WIDTH, generator=draw, dtype=torch.float64) for _ in range(2))
+    keys = torch.arange(B) + 100 * step
+    keys[4], keys[0] = keys[1], 100 * (step - 1) + 5 if step else 0
+    mask = torch.ones(B, K, dtype=torch.bool)
+    mask[4, 1] = mask[2] = False
+    negatives = torch.randn(B * K, WIDTH, generator=draw, dtype=torch.float64)
+    own_keys = torch.where(mask, 1000 + torch.arange(B * K).view(B, K), -1)
+    return PairBatch(anchor, positive, torch.arange(B), keys, keys, negatives, own_keys, mask)
+
+
+def part(batch, rank, world, explicit):
+    size = B // world
+    rows, own = slice(rank * size, (rank + 1) * size), slice(rank * size * K, (rank + 1) * size * K)
+    fields = ("anchor", "positive", "index", "anchor_key", "positive_key")
+    batch = batch.replace(**{name: getattr(batch, name)[rows] for name in fields}, negatives=batch.negatives[own],
+                          negative_key=batch.negative_key[rows], negative_mask=batch.negative_mask[rows])  # fmt: skip
+    return batch if explicit else batch.replace(negatives=None, negative_key=None, negative_mask=None)
+
+
+def build(method, rank):
+    torch.manual_seed(0)
+    loss = InfoNCE(0.3, learn_temperature=True)
+    if method.startswith("moco"):
+        module = MomentumContrast(Encoder(), loss, QUEUE, momentum=0.5, symmetric="symmetric" in method)
+    else:
+        module = SiameseContrast(Encoder(), loss)
+    module.double()._trainer = SimpleNamespace(global_rank=rank, current_epoch=0, global_step=0, log_every_n_steps=10)
+    return module
+
+
+def train(method, rank, world):
+    """Steps of plain SGD with gradients averaged over ranks, as DDP does it; what is seen on the way."""
+    module = build(method, rank)
+    torch.manual_seed(rank)
+    history = []
+    for step in range(STEPS):
+        out = module.training_step(part(whole_batch(step), rank, world, "explicit" in method), step)
+        module.zero_grad()
+        out["loss"].backward()
+        module.on_after_backward()
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
+        loss = out["loss"].detach()
+        for value in (loss, *gradients.values()) if world > 1 else ():
+            dist.all_reduce(value)
+            value /= world
+        with torch.no_grad():
+            for name, parameter in module.named_parameters():
+                if name in gradients:
+                    parameter -= 0.2 * gradients[name]
+        gradients = {name: value.clone() for name, value in gradients.items()}
+        history.append({"loss": loss, "gradients": gradients, "effective": out["mask"].sum(1)})
+    return {"history": history, "state": {k: v.clone() for k, v in module.state_dict().items()}}
+
+
+def probe(rank):
+    """Primitives under two processes."""
+    torch.manual_seed(rank)
+    module = build("moco", rank)
+    seen = []
+    module.key_encoder.register_forward_hook(lambda _, inputs, __: seen.append(inputs[0].clone()))
+    own = whole_batch(0).anchor.chunk(WORLD)[rank]
+    keys = module.encode_keys(own)
+    (shuffled,) = seen
+    x = (torch.arange(6.0).view(3, 2) + 10 * rank).requires_grad_()
+    weights = torch.arange(12.0).view(6, 2) * (rank + 1)
+    (gather_with_grad(x) * weights).sum().backward()
+    torch.manual_seed(rank)
+    return {
+        "keys": keys, "expected": module.key_encoder(own), "shuffled": shuffled, "gathered": gather(x.detach()),
+        "gradient": x.grad, "permutation": shared_permutation(50, x.device),
+    }  # fmt: skip
+
+
+def worker(rank, folder):
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=WORLD)
+    found = {method: train(method, rank, WORLD) for method in METHODS} | {"probe": probe(rank)}
+    torch.save(found, folder / f"{rank}.pt")
+    dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ranks")
+    multiprocessing.set_forkserver_preload(["zoo.methods.momentum"])  # one import for both
+    mp.start_processes(worker, (folder,), nprocs=WORLD, start_method="forkserver")
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
+
+
+def assert_close(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_two_processes_equal_one_with_the_whole_batch(ranks, method):
+    single = train(method, 0, 1)
+    for rank, found in enumerate(run[method] for run in ranks):
+        for step in range(STEPS):
+            ours, theirs = found["history"][step], single["history"][step]
+            assert_close(ours["loss"], theirs["loss"])
+            assert ours["gradients"].keys() == theirs["gradients"].keys() >= {"loss.log_temperature"}
+            for name, gradient in theirs["gradients"].items():
+                assert gradient.abs().max() > 1e-6, name
+                assert_close(ours["gradients"][name], gradient)
+            views = theirs["effective"].view(-1, B)  # SimCLR's queries are the first views, then the second ones
+            assert ours["effective"].tolist() == views.chunk(WORLD, 1)[rank].flatten().tolist()
+        assert found["state"].keys() == single["state"].keys()
+        for name, value in single["state"].items():
+            assert_close(found["state"][name], value)
+
+
+def test_effective_negatives_by_hand(ranks):
+    counts = [run["simclr explicit"]["history"][0]["effective"] for run in ranks]
+    # 12 views; own pair takes 2, a duplicate pair 2 more; 2 explicit ones less what is padding.
+    assert counts[0].tolist() == [12, 10, 10] * 2
+    assert counts[1].tolist() == [12, 9, 12] * 2
+    # Pair 5 of the step before is pair 0 of this one, and its key lies in the queue.
+    assert [run["moco"]["history"][1]["effective"].tolist() for run in ranks] == [[7, 8, 8], [8, 8, 8]]
+
+
+def test_queue_is_the_same_on_all_ranks_and_holds_every_key(ranks):
+    states = [run["moco"]["state"] for run in ranks]
+    for name in ("queue.rows", "queue.keys", "queue.pointer"):
+        assert torch.equal(states[0][name], states[1][name])
+    last = torch.cat([whole_batch(step).positive_key for step in range(STEPS)])[-QUEUE:]
+    assert states[0]["queue.keys"].sort().values.tolist() == last.sort().values.tolist()
+    assert states[0]["queue.pointer"] == STEPS * B % QUEUE
+
+
+def test_shuffled_keys_come_back_in_order(ranks):
+    probes = [run["probe"] for run in ranks]
+    for probe in probes:
+        assert_close(probe["keys"], probe["expected"])
+    assert torch.equal(probes[0]["permutation"], probes[1]["permutation"])
+    assert probes[0]["permutation"].sort().values.tolist() == list(range(50))
+    seen = torch.cat([probe["shuffled"] for probe in probes])
+    whole = whole_batch(0).anchor
+    assert {tuple(row) for row in seen.tolist()} == {tuple(row) for row in whole.tolist()}
+    halves = [{tuple(row) for row in x.tolist()} for x in (probes[0]["shuffled"], whole[: B // WORLD])]
+    assert halves[0] != halves[1]  # images did change ranks
+
+
+def test_gather(ranks):
+    both = torch.cat([torch.arange(6.0).view(3, 2) + 10 * rank for rank in range(WORLD)])
+    weights = torch.arange(12.0).view(6, 2) * (1 + 2)
+    for rank, probe in enumerate(run["probe"] for run in ranks):
+        assert torch.equal(probe["gathered"], both)
+        assert torch.equal(probe["gradient"], weights.chunk(WORLD)[rank])

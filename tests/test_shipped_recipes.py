@@ -1,0 +1,115 @@
+"""Every shipped recipe runs from the command line, and can be compared with its baseline."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from zoo import recipes
+from zoo.__main__ import main
+
+TINY = [
+    *("--data.source.n_train", "64", "--data.source.n_val", "32", "--data.source.n_test", "32"),
+    *("--data.source.size", "8", "--data.transform.size", "8", "--data.batch_size", "16"),
+    *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def place(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shipped")
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("ZOO_RECIPES", raising=False)
+        patch.setenv("ZOO_RUNS", str(folder / "runs"))
+        patch.setenv("ZOO_CACHE", str(folder / "cache"))
+        patch.setenv("WANDB_MODE", "disabled")
+        yield folder
+    signal.signal(signal.SIGINT, handler)
+
+
+def config(name, *overlays):
+    return recipes.merge(recipes.layers(name, overlays))
+
+
+def fit(name):
+    queue = ["--model.queue_size", "64"] if "queue_size" in config(name)["model"].get("init_args", {}) else []
+    return main(["fit", name, "smoke", *TINY, *queue])
+
+
+@pytest.mark.parametrize("name", recipes.names())
+def test_recipe_runs(place, name):
+    assert fit(name) == 0
+    (run,) = (place / "runs" / name).iterdir()
+    result = json.loads((run / "result.json").read_text())
+    card = recipes.load_card(name)
+    assert result["recipe"] == name and result["budget"] == "4 steps x 16" and result["primary"] == card.primary
+    metrics = result["metrics"]
+    assert all(math.isfinite(value) for value in metrics.values())
+    needed = {card.primary} | {c.metric for c in card.claim} | {c.against for c in card.claim if c.against}
+    assert needed <= metrics.keys()
+    with Image.open(run / "score_histogram.png") as picture:
+        picture.load()
+        assert picture.format == "PNG"
+    with np.load(run / "score_histogram.npz") as saved:
+        assert saved["positives"].sum() > 0 and saved["negatives"].sum() > saved["positives"].sum()
+    saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    assert saved["global_step"] == 4 and all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+@pytest.mark.parametrize("name", [n for n in recipes.names() if recipes.load_card(n).baseline])
+def test_recipe_and_baseline_differ_in_the_method_alone(name):
+    card = recipes.load_card(name)
+    baseline = recipes.load_card(card.baseline)
+    assert baseline.arena == card.arena and baseline.primary == card.primary
+    for overlays in ([], ["smoke"]):
+        ours, theirs = config(name, *overlays), config(card.baseline, *overlays)
+        assert ours["data"] == theirs["data"] and ours["trainer"] == theirs["trainer"]
+        assert ours["seed_everything"] == theirs["seed_everything"]
+        ours, theirs = ours["model"], theirs["model"]
+        assert ours["class_path"] == theirs["class_path"]
+        method = {"loss", "negatives"}
+        shared = [{k: v for k, v in model["init_args"].items() if k not in method} for model in (ours, theirs)]
+        assert shared[0] == shared[1] and ours != theirs
+
+
+def test_evaluation_of_a_trained_recipe(place, capfd):
+    name = "feature_transformation"
+    if not (place / "runs" / name).exists():
+        assert fit(name) == 0
+    (run,) = (place / "runs" / name).iterdir()
+    trained = json.loads((run / "result.json").read_text())["metrics"]
+    options = [*TINY, "--model.queue_size", "64"]
+    capfd.readouterr()
+    for stage, metrics in {
+        "validate": ["eval/knn"],
+        "test": ["test/knn", "test/linear", "test/linear_fewshot"],
+    }.items():
+        assert main([stage, name, "smoke", *options]) == 0
+        table = [line.replace("│", " ").split() for line in capfd.readouterr().out.splitlines()]
+        printed = {words[0]: float(words[-1]) for words in table if len(words) > 1 and "/" in words[0]}
+        # The very weights that result.json speaks of.
+        assert {k: printed[k] for k in metrics} == pytest.approx({k: trained[k] for k in metrics}, abs=1e-6)
+    assert main(["predict", name, "smoke", *options]) == 0
+    with np.load(run / "embeddings.npz") as saved:
+        assert saved["index"].tolist() == list(range(32)) and np.isfinite(saved["features"]).all()
+        assert np.ptp(saved["features"], axis=0).max() > 0
+
+
+@pytest.mark.slow
+def test_two_devices_share_one_run(place):
+    devices = ["--trainer.devices", "2", "--trainer.strategy", "ddp"]
+    command = [sys.executable, "-m", "zoo", "fit", "simclr", "smoke", *TINY, "--runs", str(place / "two"), *devices]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=500, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (path,) = (place / "two").rglob("result.json")
+    result = json.loads(path.read_text())
+    assert result["budget"] == "2 steps x 32"
+    assert result["metrics"]["negatives/effective"] == 2 * 32 - 2  # views of both devices
+    assert torch.load(path.parent / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
