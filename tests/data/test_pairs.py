@@ -1,7 +1,5 @@
 """The batch that every method reads, and what data sets need not write themselves."""
 
-from typing import ClassVar
-
 import numpy as np
 import torch
 
