@@ -39,13 +39,3 @@ def test_mochi_at_the_papers_scale(tmp_path):
     assert not [m for m in run.model.encoder.head if isinstance(m, torch.nn.BatchNorm1d)]
     assert run.trainer.max_epochs == 200 and run.datamodule.batch_size == 256
     assert [round(run.model.rate(e, 200), 4) for e in (0, 100, 200)] == [1.0, 0.5, 0.0]
-
-
-def test_a_method_and_its_baseline_differ_in_the_method_alone():
-    def shared(name):
-        return recipes.merge(recipes.layers(name, ["imagenet"]))
-
-    for name in ("mochi", "dcl", "dclw"):
-        method, baseline = shared(name), shared(recipes.load_card(name).baseline)
-        assert method["data"] == baseline["data"] and method["trainer"] == baseline["trainer"]
-        assert method["model"]["init_args"]["optimizer"] == baseline["model"]["init_args"]["optimizer"]

@@ -68,7 +68,7 @@ def test_recipe_and_baseline_differ_in_the_method_alone(name):
     card = recipes.load_card(name)
     baseline = recipes.load_card(card.baseline)
     assert baseline.arena == card.arena and baseline.primary == card.primary
-    for overlays in ([], ["smoke"]):
+    for overlays in ([], ["smoke"], ["imagenet"]):
         ours, theirs = config(name, *overlays), config(card.baseline, *overlays)
         assert ours["data"] == theirs["data"] and ours["trainer"] == theirs["trainer"]
         assert ours["seed_everything"] == theirs["seed_everything"]

@@ -437,7 +437,7 @@ def _place_loggers(trainer: Namespace, run_dir: Path, card: recipes.RecipeCard) 
             arguments["name"] = arguments.name or f"{card.name}-{run_dir.name}"
             arguments["tags"] = [t for t in (card.family, card.arena, card.name) if t]
             arguments["config"] = {"recipe": _plain(card)}
-            if arguments.offline:
+            if os.environ.get("WANDB_SILENT") == "true":
                 _silence_wandb()
 
 

@@ -47,7 +47,7 @@ def made(recipe: str, *overrides: str) -> ZooCLI:
     cli.datamodule.sampler = LongEpochs()
     for callback in cli.trainer.callbacks:  # type: ignore[attr-defined]
         if isinstance(callback, FinalProbes):
-            callback.references = False  # half a minute before the first step
+            callback.references = False  # seconds before the first step
     for module in getattr(cli.model, "negatives", []):
         module.start_epoch = 0
     return cli

@@ -5,11 +5,10 @@ Source: Yeh et al., "Decoupled Contrastive Learning", ECCV 2022 (arXiv 2110.0684
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from zoo.losses.scores import Weight, at_least_float32, has_negatives, log_sum_negatives
+from zoo.losses.scores import Weight, at_least_float32, log_sum_negatives, zero_where_all_masked
 
 
 def dcl(
@@ -43,7 +42,7 @@ def dcl(
     if positive_weight is not None:
         pull = positive_weight * pull
     loss = log_sum_negatives(negatives, weight, temperature) - pull
-    return torch.where(torch.as_tensor(has_negatives(weight), device=loss.device), loss, 0.0).mean()
+    return zero_where_all_masked(loss, weight).mean()
 
 
 def dclw_weight(positives: Float[Tensor, "B P"], sigma: float = 0.5) -> Float[Tensor, "B P"]:

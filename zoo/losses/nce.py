@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from zoo.losses.scores import Weight, at_least_float32, log_sum_negatives
+from zoo.losses.scores import Weight, at_least_float32, log_sum_negatives, zero_where_all_masked
 
 
 def info_nce(
@@ -56,9 +56,7 @@ def multi_positive_nce(
     """
     positive = log_sum_negatives(positives, positive_weight, temperature)
     loss = torch.logaddexp(positive, log_sum_negatives(negatives, weight, temperature)) - positive
-    if positive_weight is not None:
-        loss = loss.where((positive_weight > 0).any(1, keepdim=True), 0.0)
-    return loss.mean()
+    return zero_where_all_masked(loss, positive_weight).mean()
 
 
 class InfoNCE(nn.Module):

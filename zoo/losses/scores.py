@@ -55,6 +55,6 @@ def log_sum_negatives(
     return negative_logits(negatives, weight, temperature).logsumexp(1, keepdim=True)
 
 
-def has_negatives(weight: Weight) -> Bool[Tensor, "B 1"] | bool:
-    """Which rows keep at least one negative; True where nothing is masked."""
-    return True if weight is None else (weight > 0).any(1, keepdim=True)
+def zero_where_all_masked(loss: Float[Tensor, "B P"], weight: Weight) -> Float[Tensor, "B P"]:
+    """`loss`, but 0 (with no gradient) in rows of which the weight keeps nothing."""
+    return loss if weight is None else loss.where((weight > 0).any(1, keepdim=True), 0.0)

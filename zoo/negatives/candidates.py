@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 
@@ -40,6 +40,16 @@ class Candidates:
     def shared_scores(self) -> Float[Tensor, "B M"]:
         """query . shared, computed once for miners and loss alike."""
         return self.query @ self.shared.T
+
+    def hardest(self, n: int) -> Int[Tensor, "B N"]:
+        """Indices of the `n` highest-scoring shared candidates of each query, masked ones last; all if there are fewer.
+
+        Scores are computed with their gradient, as the loss reads the same ones; the choice itself has none.
+        """
+        scores = self.shared_scores.detach()
+        if self.shared_mask is not None:
+            scores = scores.masked_fill(~self.shared_mask, -torch.inf)
+        return scores.topk(min(n, scores.shape[1]), dim=1, sorted=self.shared_mask is not None).indices
 
     def add_own(self, embeddings: Float[Tensor, "B S D"], mask: Bool[Tensor, "B S"] | None = None) -> Candidates:
         """These candidates with further negatives of each query."""

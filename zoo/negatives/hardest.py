@@ -20,9 +20,7 @@ class HardestNegatives(EmbeddingNegatives):
         self.n = n
 
     def forward(self, candidates: Candidates) -> Candidates:
-        scores, mask = candidates.shared_scores.detach(), candidates.shared_mask
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        hardest = scores.topk(min(self.n, scores.shape[1]), dim=1, sorted=False).indices
-        kept = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, hardest, True)
+        mask = candidates.shared_mask
+        kept = torch.zeros_like(candidates.shared_scores, dtype=torch.bool)
+        kept.scatter_(1, candidates.hardest(self.n), True)
         return candidates.replace(shared_mask=kept if mask is None else kept & mask)

@@ -99,10 +99,7 @@ class HardNegativeMixing(EmbeddingNegatives):
 
     def pool(self, candidates: Candidates) -> Int[Tensor, "B N"]:
         """Indices of each query's hardest shared candidates, repeated where it has fewer than N."""
-        scores, mask = candidates.shared_scores.detach(), candidates.shared_mask
-        if mask is not None:
-            scores = scores.masked_fill(~mask, -torch.inf)
-        hardest = scores.topk(min(self.n_hard, scores.shape[1]), dim=1, sorted=mask is not None).indices
+        hardest, mask = candidates.hardest(self.n_hard), candidates.shared_mask
         if mask is None:
             return hardest
         n_kept = mask.gather(1, hardest).sum(1, keepdim=True).clamp_min(1)  # masked ones come last
