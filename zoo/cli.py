@@ -21,12 +21,14 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.fabric.utilities.warnings import PossibleUserWarning
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo import recipes, results
+from zoo._heap import keep_freed_memory
 from zoo.callbacks.results import ResultWriter
 from zoo.cli_errors import explain
 from zoo.data.datamodule import NegativesDataModule
@@ -313,9 +315,12 @@ class ZooCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> pl.Trainer:
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
             raise ZooError(f"trainer: {error}") from error
+        if isinstance(trainer.accelerator, CPUAccelerator):
+            keep_freed_memory()
+        return trainer
 
     def after_instantiate_classes(self) -> None:
         self._check_weights()

@@ -1,4 +1,6 @@
 """The peers: the same steps as plain PyTorch, and as lightly's building blocks."""
+# pyright: reportMissingImports=false
+# (lightly is in the group `bench` alone)
 
 from __future__ import annotations
 
