@@ -13,6 +13,11 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
+def rank() -> int:
+    """Number of this process in the running group; 0 without one."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
 def gather(x: Tensor) -> Tensor:
     """Rows of `x` from every rank, in rank order; the local rows stay where rank * len(x) says. No gradient."""
     if world_size() == 1:

@@ -34,10 +34,11 @@ class Row(NamedTuple):
 def rows(quick: bool) -> list[Row]:
     import torch
 
-    from tests.benchmarks import augment
+    from tests.benchmarks import augment, search
     from tests.benchmarks import rows as r
 
     n = 4 if quick else 16
+    exact = partial(search.over_faiss, 1000, 100_000, 256, 64)
     table = [
         Row("zoo step over bare loop, SimCLR", "<= 1.03", partial(r.over_bare, "simclr")),
         Row("zoo step over bare loop, MoCHi", "<= 1.03", partial(r.over_bare, "mochi")),
@@ -45,6 +46,7 @@ def rows(quick: bool) -> list[Row]:
         Row("MoCo step over lightly's parts", "<= 1.00", r.over_lightly),
         Row("batched augmentation, 32 px", ">= 10", partial(augment.over_torchvision, 32, 32, 16 * n), 4),
         Row("batched augmentation, 224 px", ">= 10", partial(augment.over_torchvision, 224, 256, n), 4),
+        Row("exact top-64 of 100k x 256 over faiss IndexFlatIP", "<= 1.00", exact, 2),
     ]
     if torch.cuda.is_available():
         table.insert(3, Row("MoCHi over MoCo step, paper scale", "<= 1.10", partial(r.mochi_over_moco, *r.PAPER)))
@@ -72,7 +74,7 @@ def main(args: list[str]) -> int:
     _show(results)
     path = RESULTS / f"{machine()}.json"
     path.parent.mkdir(exist_ok=True)
-    names = ("torch", "torchvision", "lightning", "lightly", "pillow")
+    names = ("torch", "torchvision", "lightning", "lightly", "pillow", "faiss-cpu")
     report = {
         "machine": machine(),
         "versions": {"python": platform.python_version()} | {x: importlib.metadata.version(x) for x in names},
@@ -112,7 +114,9 @@ def _show(results: list[Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="medians in ms per step or image; a goal of >= speaks of peer / ours", title_justify="left")
+    table = Table(
+        title="medians in ms per step, image or query; a goal of >= speaks of peer / ours", title_justify="left"
+    )
     for column in ("", "ours", "peer", "ratio", "range", "goal", "holds"):
         table.add_column(column, justify="left" if column in ("", "holds") else "right")
     for r in results:

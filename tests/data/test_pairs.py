@@ -45,7 +45,7 @@ def test_keys_fall_back_on_the_index_and_other_columns_on_none():
 def test_items_are_collated():
     anchors, positives = Words().fetch([2, 1])
     assert anchors.tolist() == [2, 1] and positives["tokens"].tolist() == [[2, 2], [1, 1]]
-    assert positives["text"] == ["word 2", "word 1"] == Words().fetch_positives([2, 1])["text"]
+    assert positives["text"] == ["word 2", "word 1"] == Words().fetch_documents([2, 1])["text"]
 
 
 def test_what_two_fields_share_moves_once():

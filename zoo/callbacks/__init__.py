@@ -7,7 +7,10 @@ __getattr__, __all__ = lazy(
     {
         "FinalProbes": "probes",
         "KNNProbe": "probes",
+        "RefreshClusters": "clusters",
+        "RefreshNegatives": "refresh",
         "ResultWriter": "results",
+        "RetrievalEvaluation": "retrieval",
         "ScoreHistogram": "scores",
         "ScoreStatistics": "scores",
         "StopOnNaN": "monitors",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -70,7 +71,12 @@ class ResultWriter(pl.Callback):
     def _write(self, trainer: pl.Trainer) -> None:
         if self.run is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
-        write_result(self.run, self.metrics, self._budget, self.wall_time_s, self._peak, self._device)
+        source = getattr(getattr(trainer, "datamodule", None), "source", None)
+        run, manifest = self.run, getattr(source, "manifest", None)
+        if manifest is not None:  # what the data set holds differs from machine to machine
+            run = replace(run, arena=f"{run.arena}-{manifest[:6]}")
+        metrics = self.metrics | {f"data/{name}": float(n) for name, n in getattr(source, "report", {}).items()}
+        write_result(run, metrics, self._budget, self.wall_time_s, self._peak, self._device)
 
     def state_dict(self) -> dict[str, Any]:
         return {"wall_time_s": self.wall_time_s, "metrics": dict(self.metrics)}

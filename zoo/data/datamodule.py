@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from zoo.data.pairs import PairBatch, PairDataset, PairSource, Split
 from zoo.data.samplers import BatchPlan, BatchSampler, RandomBatches
+from zoo.data.text import Side
+from zoo.data.tokenizers import Tokenizer
 from zoo.errors import ZooError
+from zoo.negatives.miners import Miner
 from zoo.negatives.table import NegativeTable
 
 
@@ -31,9 +35,13 @@ class NegativesDataModule(pl.LightningDataModule):
         batch_size: pairs per device and step.
         transform: runs on the training device: `forward(PairBatch) -> PairBatch` makes the views of a training batch,
             `evaluate(inputs)` prepares inputs for evaluation. None leaves batches as they are.
+        tokenizer: makes tokens of texts, in the loader processes; None leaves inputs as they are.
         sampler: which pairs share a batch.
         table: folder of a saved NegativeTable, or the table itself, from which explicit negatives are drawn.
+        miner: makes the table from the training pairs where none is given; a callback may replace it later.
         n_negatives: explicit negatives per anchor, drawn afresh each epoch.
+        balanced: draw the one negative uniformly over so many bins of the miner's score instead of uniformly over the
+            candidates (TAS-Balanced); 0 does not.
         eval_batch_size: inputs per step of evaluation.
         num_workers: loader processes; 0 suits data that lies in memory.
         seed: None takes that of `seed_everything`.
@@ -45,45 +53,75 @@ class NegativesDataModule(pl.LightningDataModule):
         root: Path | None = None,
         batch_size: int = 128,
         transform: nn.Module | None = None,
+        tokenizer: Tokenizer | None = None,
         sampler: BatchSampler | None = None,
         table: Path | NegativeTable | None = None,
+        miner: Miner | None = None,
         n_negatives: int = 0,
+        balanced: int = 0,
         eval_batch_size: int = 512,
         num_workers: int = 0,
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if (table is None) != (n_negatives == 0):
-            raise ZooError("explicit negatives take both --data.table and --data.n_negatives")
+        if (table is None and miner is None) != (n_negatives == 0):
+            raise ZooError("explicit negatives take --data.n_negatives, and --data.table or --data.miner")
+        if balanced and n_negatives != 1:
+            raise ZooError("--data.balanced draws one negative per anchor: set --data.n_negatives 1")
         self.source, self.root, self.batch_size, self.transform = source, root, batch_size, transform
+        self.tokenizer = tokenizer
         self.sampler = RandomBatches() if sampler is None else sampler  # an unbound sampler has no length
-        self.table, self.n_negatives = table, n_negatives
+        self.table, self.miner, self.n_negatives = table, miner, n_negatives
+        self.balanced = balanced
         self.eval_batch_size, self.num_workers, self.seed = eval_batch_size, num_workers, seed
         self._served: tuple[int, int] = (0, 0)
+        self._fetcher: _Fetcher | None = None
+        self._given: str | None = None
 
     def prepare_data(self) -> None:
         self.source.prepare(self.root)
+        if self.tokenizer is not None:
+            self.tokenizer.prepare(self.source, self.root)
 
     def setup(self, stage: str) -> None:
         self._seed = self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
+        if self.tokenizer is not None:
+            self.tokenizer.prepare(self.source, self.root)
         if isinstance(self.table, Path):
             self.table = NegativeTable.load(self.table)
+        elif self.table is None and self.miner is not None and stage == "fit":
+            self.table = self.miner.mine(self.train_pairs)
+        self._given = self.table.fingerprint if isinstance(self.table, NegativeTable) else None
+
+    @cached_property
+    def train_pairs(self) -> PairDataset:
+        """The training split, read once: miners, samplers and loaders look at the same object."""
+        return self.source.split("train", self.root)
+
+    def set_table(self, table: NegativeTable) -> None:
+        """Draw explicit negatives from another table, from the next batch on."""
+        self.table = table
+        if self._fetcher is not None:
+            self._fetcher.table = table
 
     def train_dataloader(self) -> DataLoader:
-        dataset = self.source.split("train", self.root)
+        dataset = self.train_pairs
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         self.sampler.bind(dataset, self.batch_size, self._seed, rank, world)
         self.sampler.epoch, self.sampler.start = self._served
         table = self.table if isinstance(self.table, NegativeTable) else None  # a path was loaded in `setup`
-        return self._loader(_Fetcher(dataset, self._seed, table, self.n_negatives), self.sampler)
+        self._fetcher = _Fetcher(dataset, self._seed, self.tokenizer, table, self.n_negatives, self.balanced)
+        return self._loader(self._fetcher, self.sampler)
 
     def evaluation_dataloaders(self, split: Split) -> list[DataLoader]:
         """Loaders over what the source lists for the evaluation of `split`: the reference set, then the queries."""
-        return [
-            self._loader(_Fetcher(dataset, self._seed), _InOrder(len(dataset), self.eval_batch_size))
-            for dataset in self.source.evaluation(split, self.root)
-        ]
+        return [self.encode_loader(dataset) for dataset in self.source.evaluation(split, self.root)]
+
+    def encode_loader(self, dataset: PairDataset) -> DataLoader:
+        """A loader over a data set in its order, as evaluation reads it."""
+        order = _InOrder(len(dataset), self.eval_batch_size)
+        return self._loader(_Fetcher(dataset, self._seed, self.tokenizer), order)
 
     def val_dataloader(self) -> list[DataLoader]:
         return self.evaluation_dataloaders("val")
@@ -112,14 +150,12 @@ class NegativesDataModule(pl.LightningDataModule):
         return batch.replace(anchor=self.transform.evaluate(batch.anchor))  # type: ignore[operator]
 
     def state_dict(self) -> dict[str, Any]:
-        """Epoch and number of the next training batch, and the identity of the table in use."""
-        table = self.table.fingerprint if isinstance(self.table, NegativeTable) else None
-        return {"next": list(self._served), "table": table}
+        """Epoch and number of the next training batch, and the identity of the table that training started with."""
+        return {"next": list(self._served), "table": self._given}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._served = tuple(state_dict["next"])
-        table = self.table.fingerprint if isinstance(self.table, NegativeTable) else None
-        if state_dict["table"] != table:
+        if state_dict["table"] != self._given:
             raise ZooError(
                 "the checkpoint was trained with another negative table: pass the same --data.table to resume"
             )
@@ -152,36 +188,50 @@ class _Fetcher(Dataset):
     """Turns a plan into a PairBatch, in a loader process."""
 
     def __init__(
-        self, dataset: PairDataset, seed: int, table: NegativeTable | None = None, n_negatives: int = 0
+        self,
+        dataset: PairDataset,
+        seed: int,
+        tokenizer: Tokenizer | None = None,
+        table: NegativeTable | None = None,
+        n_negatives: int = 0,
+        balanced: int = 0,
     ) -> None:
-        self.dataset, self.seed, self.table, self.n_negatives = dataset, seed, table, n_negatives
+        self.dataset, self.seed, self.tokenizer = dataset, seed, tokenizer
+        self.table, self.n_negatives, self.balanced = table, n_negatives, balanced
 
     def __getitem__(self, plan: BatchPlan) -> PairBatch:
         indices, dataset = plan.indices, self.dataset
         anchor, positive = dataset.fetch(indices)
         group = dataset.column("group", indices)
         batch = PairBatch(
-            anchor=anchor,
-            positive=positive,
+            anchor=self._tokens(anchor, "query"),
+            positive=self._tokens(positive, "document"),
             index=torch.as_tensor(indices),
             anchor_key=dataset.keys("anchor", indices),
             positive_key=dataset.keys("positive", indices),
+            known=dataset.column("known", indices),
             group=group if group is not None else dataset.column("label", indices),
+            teacher=dataset.column("teacher", indices),
             epoch=plan.epoch,
             number=plan.number,
         )
         if self.table is None:
             return batch
         rng = np.random.default_rng([self.seed, plan.epoch, plan.number, int(indices[0])])
-        drawn = self.table.draw(indices, self.n_negatives, rng)
+        if self.balanced:
+            drawn = self.table.draw_balanced(indices, self.balanced, rng)
+        else:
+            drawn = self.table.draw(indices, self.n_negatives, rng)
         mask = torch.as_tensor(drawn >= 0)
-        stand_in = np.where(drawn >= 0, drawn, indices[:, None])  # padding is masked, but must be readable
-        keys = dataset.keys("positive", stand_in.ravel()).view(drawn.shape)
+        numbers = np.maximum(drawn, 0).ravel()  # padding is masked, but must be readable
         return batch.replace(
-            negatives=dataset.fetch_positives(stand_in.ravel()),
-            negative_key=keys.masked_fill(~mask, -1),
+            negatives=self._tokens(dataset.fetch_documents(numbers), "document"),
+            negative_key=dataset.document_keys(numbers).view(drawn.shape).masked_fill(~mask, -1),
             negative_mask=mask,
         )
+
+    def _tokens(self, inputs: Any, side: Side) -> Any:
+        return inputs if self.tokenizer is None or inputs is None else self.tokenizer(inputs, side)
 
 
 def _mix(*parts: int) -> int:

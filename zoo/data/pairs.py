@@ -33,6 +33,8 @@ class PairBatch:
         negatives: B * K explicit hard negatives, flattened (row i * K + j is the j-th of anchor i), or None.
         negative_key: their identity keys, -1 where a row has fewer than K.
         negative_mask: False where a row has fewer than K.
+        known: identity keys of all documents known to be positives of each anchor `[B, P]`, -1 padded; None where that
+            is the positive alone.
         group: group of each pair (class, topic, place), or None.
         teacher: teacher scores `[B, 1 + K]` where a method distils, or None.
         epoch: epoch that the batch belongs to.
@@ -47,6 +49,7 @@ class PairBatch:
     negatives: Any = None
     negative_key: Int[Tensor, "B K"] | None = None
     negative_mask: Bool[Tensor, "B K"] | None = None
+    known: Int[Tensor, "B P"] | None = None
     group: Int[Tensor, " B"] | None = None
     teacher: Tensor | None = None
     epoch: int = 0
@@ -87,7 +90,8 @@ class PairDataset(Dataset, ABC):
 
     Attributes:
         columns: arrays of length N that miners, samplers and evaluation read without loading an item. Known names:
-            `label` or `group`, `anchor_key` and `positive_key` (identity keys; the index where missing), `coords`.
+            `label` or `group`, `anchor_key` and `positive_key` (identity keys; the index where missing), `known`,
+            `teacher`, `coords`.
     """
 
     columns: Mapping[str, np.ndarray]
@@ -103,9 +107,18 @@ class PairDataset(Dataset, ABC):
         """Anchors and positives of many pairs, collated. Override where a batch can be read faster than its items."""
         return tuple(default_collate([self[i] for i in indices]))  # type: ignore[return-value]
 
-    def fetch_positives(self, indices: Sequence[int] | np.ndarray) -> Any:
-        """Positives of many pairs, collated: what a NegativeTable's ids point at."""
-        return self.fetch(indices)[1]
+    @property
+    def n_documents(self) -> int:
+        """How many documents there are to mine from; without a collection of its own, each pair's positive is one."""
+        return len(self)
+
+    def fetch_documents(self, numbers: Sequence[int] | np.ndarray) -> Any:
+        """Documents, collated: what a NegativeTable's ids point at."""
+        return self.fetch(numbers)[1]
+
+    def document_keys(self, numbers: Sequence[int] | np.ndarray) -> Tensor:
+        """Identity keys of documents."""
+        return self.keys("positive", numbers)
 
     def column(self, name: str, indices: Sequence[int] | np.ndarray) -> Tensor | None:
         """Rows of a column as a tensor; None where there is no such column."""

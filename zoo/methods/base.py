@@ -67,7 +67,7 @@ class ContrastiveMethod(pl.LightningModule):
         """
         positives, negatives, mask = scores
         if self._logs_this_step:
-            self.log("train/loss", loss.detach(), prog_bar=True)
+            self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(query))
         return {"loss": loss, "query": query, "positives": positives, "negatives": negatives, "mask": mask, **raw}
 
     def features(self, inputs: Any) -> Tensor:
@@ -96,10 +96,12 @@ class ContrastiveMethod(pl.LightningModule):
         trainer: Any = self.trainer
         epoch = self.current_epoch + batch_idx / trainer.num_training_batches
         factor = self.rate(epoch, self._epochs())
+        if hasattr(self.loss, "progress"):  # a loss with a schedule of its own
+            self.loss.progress = epoch / self._epochs()
         for group in self.optimizers().param_groups:  # type: ignore[union-attr]
             group["lr"] = factor * group.setdefault("peak_lr", group["lr"])
         if self._logs_this_step:
-            self.log("train/lr", self.optimizers().param_groups[0]["lr"])  # type: ignore[union-attr]
+            self.log("train/lr", self.optimizers().param_groups[0]["lr"], batch_size=len(batch))  # type: ignore[union-attr]
 
     @property
     def _logs_this_step(self) -> bool:

@@ -5,13 +5,21 @@ from zoo._lazy import lazy
 __getattr__, __all__ = lazy(
     __name__,
     {
+        "Bm25Miner": "miners",
         "Candidates": "candidates",
+        "EmbeddingMiner": "miners",
         "EmbeddingNegatives": "candidates",
         "FeatureTransformation": "feature_transformation",
+        "GuideFilter": "blocks",
         "HardNegativeMixing": "mochi",
         "HardestNegatives": "hardest",
+        "HardnessWeight": "blocks",
         "NegativeTable": "table",
+        "OwnNegativesOnly": "blocks",
         "Queue": "queue",
+        "RandomMiner": "miners",
+        "Vetting": "blocks",
         "mine_random": "table",
+        "score_blocks": "blocks",
     },
 )

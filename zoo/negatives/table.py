@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from zoo.errors import ZooError
+from zoo.negatives.balanced_margin import BalancedMarginPairs
 from zoo.results import write_json
 
 _FILES = ("ids.npy", "scores.npy", "table.json")
@@ -97,6 +98,17 @@ class NegativeTable:
         order = np.argsort(np.where(ids >= 0, rng.random(ids.shape), np.inf), axis=1)[:, :n]
         drawn = np.take_along_axis(ids, order, 1)
         return np.pad(drawn, ((0, 0), (0, n - drawn.shape[1])), constant_values=-1)
+
+    def draw_balanced(self, anchors: np.ndarray, n_bins: int, rng: np.random.Generator) -> np.ndarray:
+        """One candidate for each of `anchors`, `[B, 1]`, uniformly over `n_bins` bins of its margin to the positive.
+
+        A row's bins reach from its lowest to its highest score; as the positive is one, its own score moves none.
+        Source: Hofstätter et al. 2021 (arXiv 2104.06967).
+        """
+        margins = np.where(self.ids[anchors] >= 0, -self.scores[anchors], np.nan)
+        place = BalancedMarginPairs(margins, n_bins).draw(np.arange(len(anchors)), rng)
+        ids = self.ids[anchors][np.arange(len(anchors)), np.maximum(place, 0)]
+        return np.where(place >= 0, ids, -1)[:, None]
 
     def save(self, folder: Path) -> None:
         """Write the table to `folder`; `load` maps it into memory again."""

@@ -1,0 +1,94 @@
+"""Clusters of the training pairs, found anew as the encoder learns, for samplers that compose batches by them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+
+from zoo.callbacks.encoding import encode
+from zoo.data.cluster_samplers import ClusteredBatches
+from zoo.data.text import TextPairs, Texts
+from zoo.errors import ZooError
+from zoo.losses.scores import normalize
+from zoo.negatives.clusters import balanced_clusters, kmeans
+from zoo.negatives.curriculum import cluster_size
+
+
+class RefreshClusters(pl.Callback):
+    """Clusters the embeddings of the training pairs and hands the clusters to the sampler.
+
+    TAS clusters queries once, by k-means. NGAME clusters documents into balanced clusters again and again, of a size
+    that doubles at given epochs: from random batches to hard ones. Before the first clustering batches are random.
+
+    Sources: Hofstätter et al. 2021 (arXiv 2104.06967); Dahiya et al. 2023 (arXiv 2207.04452).
+
+    Args:
+        method: "kmeans" with `n_clusters`, or "balanced" with clusters of a scheduled size.
+        side: which side's embeddings.
+        n_clusters: of k-means.
+        start_epoch: first epoch with clusters.
+        every_n_epochs: cluster again so often; 0 clusters once.
+        double_at: "balanced": the size, 1 at first, doubles at each of these epochs, and takes effect at the next
+            clustering.
+        seed: of the clustering.
+    """
+
+    def __init__(
+        self,
+        method: Literal["kmeans", "balanced"] = "balanced",
+        side: Literal["query", "document"] = "document",
+        n_clusters: int = 100,
+        start_epoch: int = 1,
+        every_n_epochs: int = 0,
+        double_at: Sequence[int] = (),
+        seed: int = 0,
+    ) -> None:
+        self.method, self.side, self.n_clusters, self.seed = method, side, n_clusters, seed
+        self.start_epoch, self.every_n_epochs, self.double_at = start_epoch, every_n_epochs, tuple(double_at)
+        self.clusters: np.ndarray | None = None
+
+    def _due(self, epoch: int) -> bool:
+        since = epoch - self.start_epoch
+        return since == 0 or (since > 0 and self.every_n_epochs > 0 and since % self.every_n_epochs == 0)
+
+    def on_fit_start(self, trainer, pl_module) -> None:
+        if not isinstance(trainer.datamodule.sampler, ClusteredBatches):
+            raise ZooError(
+                "RefreshClusters needs a sampler that reads clusters, e.g. --data.sampler zoo.data.ClusterUnions"
+            )
+        if self.clusters is not None:  # resumed
+            trainer.datamodule.sampler.set_clusters(self.clusters)
+        elif self.start_epoch == 0:
+            self._refresh(trainer, pl_module, 0)
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        # The coming epoch's batches are composed right after this, as its loader starts.
+        if self._due(trainer.current_epoch + 1):
+            start = time.perf_counter()
+            self._refresh(trainer, pl_module, trainer.current_epoch + 1)
+            pl_module.log("refresh/seconds", time.perf_counter() - start)
+
+    def _refresh(self, trainer: Any, pl_module: Any, epoch: int) -> None:
+        pairs: TextPairs = trainer.datamodule.train_pairs
+        texts, rows = (pairs.queries, pairs.query_of) if self.side == "query" else (pairs.documents, pairs.document_of)
+        points = normalize(encode(trainer, pl_module, Texts(texts, self.side)))
+        if self.method == "kmeans":
+            assigned = kmeans(points, min(self.n_clusters, len(points)), self.seed)
+            self.clusters = np.asarray(assigned.cpu())[rows]
+        else:
+            size = cluster_size(epoch, self.double_at)
+            found = balanced_clusters(points[torch.as_tensor(rows)], -(-len(rows) // size), self.seed)
+            self.clusters = np.asarray(found.cpu())
+        trainer.datamodule.sampler.set_clusters(self.clusters)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"clusters": None if self.clusters is None else torch.from_numpy(self.clusters)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        found = state_dict["clusters"]
+        self.clusters = None if found is None else found.numpy()

@@ -1,0 +1,134 @@
+"""Encoders and decoders of `transformers`."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from zoo.data.text import Tokens
+from zoo.errors import ZooError
+from zoo.losses.scores import at_least_float32
+from zoo.methods.text_encoders import POOLING
+from zoo.pretrained import load_pretrained
+from zoo.recipes import suggest
+
+
+class HFEncoder(nn.Module):
+    """A transformer of `transformers`: an encoder, the encoder half of an encoder-decoder, or a decoder.
+
+    Args:
+        name: folder or hub id of the model; with `from_scratch` also a model type ("bert", "llama").
+        pooling: as in `TextTransformer`.
+        bidirectional: a decoder's tokens see later ones too, in every layer; padding stays hidden.
+        lora_rank: train low-rank adapters of all linear layers, with alpha = 2 rank and dropout 0.1 (NV-Embed's: Lee et
+            al. 2025, arXiv 2405.17428), and freeze the rest, whose weights keep the precision they are stored in. None
+            trains everything, in float32.
+        gradient_checkpointing: keep only the layers' inputs, and compute the rest anew in the backward pass.
+        from_scratch: random weights, and changes to the configuration. None loads the weights.
+
+    Raises:
+        ZooError: the model cannot be loaded, has no such setting, keeps its causal mask, or `peft` is missing.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        pooling: Literal["mean", "first", "last"] | nn.Module = "mean",
+        bidirectional: bool = False,
+        lora_rank: int | None = None,
+        gradient_checkpointing: bool = False,
+        from_scratch: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        from transformers import AutoModel
+
+        if from_scratch is None:
+            # Half-precision weights lose the small steps of fine-tuning.
+            dtype = torch.float32 if lora_rank is None else "auto"
+            model = load_pretrained(AutoModel.from_pretrained, name, dtype=dtype)
+        else:
+            model = AutoModel.from_config(_config(name, from_scratch))
+        if model.config.is_encoder_decoder:
+            model = model.get_encoder()
+        text = model.config.get_text_config()
+        self.dim, self.max_length = text.hidden_size, getattr(text, "max_position_embeddings", None)
+        if bidirectional:
+            _drop_causal_mask(model, name)
+        if gradient_checkpointing:
+            model.activation_checkpointing_enable()
+        if lora_rank is not None:
+            model = _with_lora(model, lora_rank)
+        for part, module in model.named_modules():  # a head that pooling replaces: DDP wants no gradient to be missing
+            if part.rpartition(".")[2] == "pooler":
+                module.requires_grad_(False)
+        self.model = model.train()  # `from_pretrained` returns it without dropout, and Lightning leaves that be
+        self.pooling = POOLING[pooling] if isinstance(pooling, str) else pooling
+
+    def hidden(self, tokens: Tokens) -> Float[Tensor, "B L D"]:
+        """States of all tokens.
+
+        Raises:
+            ZooError: a text is longer than the model has positions.
+        """
+        length = tokens.ids.shape[1]
+        if self.max_length is not None and length > self.max_length:
+            raise ZooError(
+                f"a text of {length} tokens, and the model has {self.max_length} positions: "
+                "lower query_length and document_length of --data.tokenizer"
+            )
+        found = self.model(input_ids=tokens.ids, attention_mask=tokens.mask.long(), use_cache=False)
+        return at_least_float32(found.last_hidden_state)
+
+    def forward(self, tokens: Tokens) -> Float[Tensor, "B D"]:
+        return self.pooling(self.hidden(tokens), tokens.pool)
+
+
+def _config(name: str, changes: dict[str, Any]) -> Any:
+    from transformers import AutoConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    def load(**kwargs: Any) -> Any:
+        if name in CONFIG_MAPPING:
+            return AutoConfig.for_model(name, **kwargs)
+        return load_pretrained(AutoConfig.from_pretrained, name, **kwargs)
+
+    plain = load()
+    for key in changes:
+        if not hasattr(plain, key):
+            raise ZooError(f"{name!r} has no setting {key!r} for from_scratch{suggest(key, plain.to_dict())}")
+    return load(**changes)
+
+
+def _drop_causal_mask(model: Any, name: str) -> None:
+    """Let tokens see later ones, and see whether they do.
+
+    Raises:
+        ZooError: the architecture does not heed the setting.
+    """
+    model.config.get_text_config().is_causal = False
+    model.eval()
+    ids = torch.tensor([[1, 2, 0], [1, 3, 0]], device=model.device)
+    mask = torch.tensor([[1, 1, 0]] * 2, device=model.device)
+    for length in (2, 3):  # without padding, and with
+        with torch.no_grad():
+            states = model(input_ids=ids[:, :length], attention_mask=mask[:, :length], use_cache=False)[0]
+        if torch.allclose(*states[:, 0]):
+            raise ZooError(
+                f"{name!r} keeps its causal mask: set bidirectional false, update transformers or name another"
+            )
+
+
+def _with_lora(model: Any, rank: int) -> Any:
+    try:
+        from peft import LoraConfig, get_peft_model
+    except ImportError:
+        raise ZooError("lora_rank needs peft: pip install negatives-zoo[lora]") from None
+    config = LoraConfig(
+        task_type="FEATURE_EXTRACTION", r=rank, lora_alpha=2 * rank, lora_dropout=0.1, target_modules="all-linear"
+    )
+    with warnings.catch_warnings(action="ignore"):  # what peft and transformers have to tell each other
+        return get_peft_model(model, config)

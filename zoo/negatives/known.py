@@ -1,0 +1,20 @@
+"""Which candidates are known positives."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+def known_positives(known: Int[Tensor, "B P"], keys: Int[Tensor, " M"]) -> Bool[Tensor, "B M"]:
+    """True where a candidate is among a row's known positives, by identity key; one column of `known` at a time.
+
+    Args:
+        known: keys of each row's known positives, -1 padded.
+        keys: keys of the candidates; -1 matches nothing.
+    """
+    found = torch.zeros(len(known), len(keys), dtype=torch.bool, device=keys.device)
+    for column in known.unbind(1):
+        found |= (column[:, None] == keys) & (column >= 0)[:, None]
+    return found

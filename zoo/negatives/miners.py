@@ -1,0 +1,198 @@
+"""Miners: each looks for the documents that are hard to tell from a query's own, and returns a NegativeTable."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from zoo.data.pairs import PairDataset
+from zoo.data.text import TextPairs
+from zoo.errors import ZooError
+from zoo.losses.scores import at_least_float32
+from zoo.negatives.table import NegativeTable
+
+
+@dataclass
+class Rules:
+    """What a mined candidate has to satisfy, applied in this order.
+
+    The reference of the positive-aware rules is the lowest score among the query's known positives, s+.
+
+    Args:
+        absolute_margin: drop a candidate if score + margin > s+.
+        relative_margin: drop a candidate if score > s+ - margin |s+| (0.05: keep what is below 95 % of the positive).
+        max_score: drop a candidate above it.
+        min_score: drop a candidate below it.
+        within: look at so many of the hardest survivors only; None at all.
+        skip_top: drop so many of the hardest survivors.
+        keep: keep at most so many; None keeps all.
+    """
+
+    absolute_margin: float | None = None
+    relative_margin: float | None = None
+    max_score: float | None = None
+    min_score: float | None = None
+    within: int | None = None
+    skip_top: int = 0
+    keep: int | None = None
+
+    @property
+    def need_positives(self) -> bool:
+        return self.absolute_margin is not None or self.relative_margin is not None
+
+    def apply(self, table: NegativeTable, positive_scores: Float[np.ndarray, " N"] | None) -> NegativeTable:
+        """The table after the rules; each writes its toll into the provenance.
+
+        Args:
+            table: mined candidates, known positives already out.
+            positive_scores: s+ of each row, under the same miner.
+        """
+        if self.need_positives and positive_scores is None:
+            raise ZooError(
+                "this miner does not score positives: drop absolute_margin and relative_margin from its rules"
+            )
+        if self.absolute_margin is not None:
+            table = table.below_positive(positive_scores, absolute=self.absolute_margin)  # type: ignore[arg-type]
+        if self.relative_margin is not None:
+            table = table.below_positive(positive_scores, relative=self.relative_margin)  # type: ignore[arg-type]
+        if self.max_score is not None:
+            table = table.keep(table.scores <= self.max_score, "max_score", score=self.max_score)
+        if self.min_score is not None:
+            table = table.keep(table.scores >= self.min_score, "min_score", score=self.min_score)
+        for name, start, stop in (
+            ("within", 0, self.within),
+            ("skip_top", self.skip_top, None),
+            ("keep", 0, self.keep),
+        ):
+            if start or stop is not None:
+                place = np.arange(table.ids.shape[1])[None]
+                kept = (place >= start) & (place < (table.ids.shape[1] if stop is None else stop))
+                table = table.keep(np.broadcast_to(kept, table.ids.shape), name, n=start or stop)
+        return table
+
+
+Embed = Callable[[Literal["query", "document"]], Tensor]
+
+
+class Miner(ABC):
+    """Finds candidate negatives of every training pair.
+
+    Args:
+        depth: candidates looked at per query.
+        rules: which of them stay; None keeps all but known positives.
+    """
+
+    def __init__(self, depth: int = 50, rules: Rules | None = None) -> None:
+        self.depth, self.rules = depth, rules or Rules()
+
+    @abstractmethod
+    def search(
+        self, pairs: TextPairs, embed: Embed | None
+    ) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, " N"] | None, dict[str, Any]]:
+        """Candidates of each *query*: document numbers and scores `[Q, K]`; s+ per query or None; provenance."""
+
+    def mine(self, pairs: PairDataset, embed: Embed | None = None) -> NegativeTable:
+        """Search, drop known positives, apply the rules; one row per pair.
+
+        Args:
+            pairs: the training pairs.
+            embed: embeddings `[Q, D]` of all queries or `[N, D]` of all documents, for miners that need them.
+
+        Raises:
+            ZooError: the pairs have no texts, or the miner needs embeddings and there are none.
+        """
+        if not isinstance(pairs, TextPairs):
+            raise ZooError(f"{type(self).__name__} mines text pairs, which this data set is not: remove --data.miner")
+        ids, scores, positives, record = self.search(pairs, embed)
+        row = pairs.query_of
+        table = NegativeTable(ids[row], scores[row], [{"depth": self.depth, **record}])
+        table = table.drop_positives(pairs.columns["known"], np.arange(pairs.n_documents))
+        return self.rules.apply(table, None if positives is None else positives[row])
+
+
+class RandomMiner(Miner):
+    """Uniform draws from all documents, scores 0: the baseline of mining.
+
+    Args:
+        depth: draws per query.
+        rules: as in `Miner`.
+        seed: of the draws.
+    """
+
+    def __init__(self, depth: int = 50, rules: Rules | None = None, seed: int = 0) -> None:
+        super().__init__(depth, rules)
+        self.seed = seed
+
+    def search(self, pairs, embed):
+        ids = np.random.default_rng(self.seed).integers(0, pairs.n_documents, (len(pairs.queries), self.depth))
+        return ids, np.zeros(ids.shape, np.float32), None, {"miner": "random", "seed": self.seed}
+
+
+class Bm25Miner(Miner):
+    """The documents that share most words with the query (bm25s). Arguments as in `Miner`; margins do not apply."""
+
+    def search(self, pairs, embed):
+        from zoo.retrieval import bm25_run
+
+        ids, scores = bm25_run(pairs.queries, pairs.documents, self.depth)
+        return ids, scores, None, {"miner": "bm25"}
+
+
+class EmbeddingMiner(Miner):
+    """The nearest documents under a dense retriever: exact on the training device, or approximate through faiss.
+
+    Args:
+        depth: as in `Miner`.
+        rules: as in `Miner`.
+        index: "exact", or one of `zoo.search.faiss_top_k`'s.
+    """
+
+    def __init__(
+        self, depth: int = 50, rules: Rules | None = None, index: Literal["exact", "hnsw", "ivf"] = "exact"
+    ) -> None:
+        super().__init__(depth, rules)
+        self.index = index
+
+    def search(self, pairs, embed):
+        from zoo.search import faiss_top_k, top_k
+
+        if embed is None:
+            raise ZooError("EmbeddingMiner needs an encoder: put it into a RefreshNegatives callback")
+        queries, documents = embed("query"), embed("document")
+        depth = min(self.depth, len(documents))
+        if self.index == "exact":
+            scores, ids = top_k(queries, documents, depth)
+        else:
+            scores, ids = faiss_top_k(queries, documents, depth, self.index)
+        positives = lowest_positive(queries, documents, pairs)
+        return ids.cpu().numpy(), scores.cpu().numpy(), positives, {"miner": "embedding", "index": self.index}
+
+
+@torch.no_grad()
+def lowest_positive(
+    queries: Float[Tensor, "Q D"], documents: Float[Tensor, "N D"], pairs: TextPairs
+) -> Float[np.ndarray, " Q"]:
+    """Each query's lowest score among its known positives."""
+    known = np.full((len(pairs.queries), pairs.columns["known"].shape[1]), -1)
+    known[pairs.query_of] = pairs.columns["known"]
+    lowest = torch.full((len(queries),), torch.inf, device=queries.device, dtype=at_least_float32(queries).dtype)
+    for column in torch.as_tensor(known, device=queries.device).unbind(1):
+        score = at_least_float32((queries * documents[column.clamp_min(0)]).sum(1))
+        lowest = torch.minimum(lowest, score.masked_fill(column < 0, torch.inf))
+    return lowest.cpu().numpy()
+
+
+def jaccard(old: NegativeTable, new: NegativeTable) -> float:
+    """Mean overlap of two tables' rows: shared candidates over candidates of either."""
+    shared = np.zeros(len(new))
+    for column in old.ids.T:
+        shared += ((new.ids == column[:, None]) & (column >= 0)[:, None]).any(1)
+    either = old.counts + new.counts - shared
+    return float(np.divide(shared, either, out=np.ones(len(new)), where=either > 0).mean())

@@ -1,0 +1,82 @@
+"""Retrieval metrics of ranked lists, and the lexical reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from zoo.data.tokenizers import words
+
+
+def relevance_of(ids: Int[Tensor, "Q K"], relevance: Sequence[dict[int, int]]) -> Int[Tensor, "Q K"]:
+    """Grade of each ranked document, 0 where it is not relevant; one vectorised look-up for all queries.
+
+    Args:
+        ids: ranked document numbers, -1 padded.
+        relevance: for each query document number to grade.
+    """
+    ids = ids.cpu()
+    sizes = torch.tensor([len(row) for row in relevance])
+    if not sizes.sum():
+        return torch.zeros_like(ids)
+    row = torch.arange(len(relevance)).repeat_interleave(sizes)
+    document, grade = torch.tensor([pair for r in relevance for pair in r.items()]).T
+    width = int(max(document.max(), ids.max())) + 1
+    keys, order = (row * width + document).sort()
+    wanted = torch.arange(len(ids))[:, None] * width + ids
+    at = torch.searchsorted(keys, wanted).clamp_max(len(keys) - 1)
+    return grade[order][at].where((keys[at] == wanted) & (ids >= 0), 0)
+
+
+def retrieval_metrics(
+    ids: Int[Tensor, "Q K"], relevance: Sequence[dict[int, int]], ks: Sequence[int] = (1, 10, 100)
+) -> dict[str, float]:
+    """Means over the queries that have a relevant document; the others are left out, as no ranking can serve them.
+
+    `mrr@10`: 1 / rank of the first relevant document among ten. `recall@k`: share of a query's relevant documents among
+    the first k. `ndcg@10`: gain grade / log2(1 + rank) over the ideal order's (trec_eval's, linear in the grade).
+    `map@K`: mean precision at the ranks of relevant documents, over all K ranks that were given.
+
+    Args:
+        ids: ranked document numbers, best first, -1 padded.
+        relevance: for each query document number to grade (> 0).
+        ks: depths of recall; those beyond K say what the K documents reach.
+    """
+    grades = relevance_of(ids, relevance)
+    total = torch.tensor([sum(g > 0 for g in row.values()) for row in relevance])
+    judged = total > 0
+    if not judged.any():
+        return dict.fromkeys(("mrr@10", *(f"recall@{k}" for k in ks), "ndcg@10", f"map@{ids.shape[1]}"), 0.0)
+    grades, total = grades[judged].double(), total[judged].double()
+    hits = (grades > 0).double()
+    rank = torch.arange(1, hits.shape[1] + 1, dtype=torch.float64)
+    discount = (rank + 1).log2().reciprocal()
+    ideal = torch.zeros(len(relevance), 10, dtype=torch.float64)
+    for number, row in enumerate(relevance):
+        best = sorted((g for g in row.values() if g > 0), reverse=True)[:10]
+        ideal[number, : len(best)] = torch.tensor(best, dtype=torch.float64)
+    best_gain = (ideal[judged] * (torch.arange(2, 12, dtype=torch.float64).log2().reciprocal())).sum(1)
+    found = {
+        "mrr@10": (hits[:, :10] / rank[:10]).amax(1).mean(),
+        **{f"recall@{k}": (hits[:, :k].sum(1) / total).mean() for k in ks},
+        "ndcg@10": ((grades * discount)[:, :10].sum(1) / best_gain).mean(),
+        f"map@{ids.shape[1]}": ((hits * hits.cumsum(1) / rank).sum(1) / total).mean(),
+    }
+    return {name: float(value) for name, value in found.items()}
+
+
+def bm25_run(queries: Sequence[str], documents: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """BM25 (k1 = 1.5, b = 0.75) over identifiers' parts: document numbers and scores, `[Q, k]` each, best first."""
+    import bm25s
+
+    def tokens(texts: Sequence[str]) -> list[list[str]]:
+        return [[w for w in words(text).split() if any(c.isalnum() for c in w)] or [""] for text in texts]
+
+    index = bm25s.BM25(k1=1.5, b=0.75)
+    index.index(tokens(documents), show_progress=False)
+    ids, scores = index.retrieve(tokens(queries), k=min(k, len(documents)), show_progress=False)
+    return np.asarray(ids, np.int64), np.asarray(scores, np.float32)

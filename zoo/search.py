@@ -1,0 +1,169 @@
+"""Nearest neighbours by inner product: exact on the tensors' device, or approximate through faiss."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+from torch.nn.functional import pad
+
+from zoo.errors import ZooError
+from zoo.losses.scores import at_least_float32
+
+_BLOCK = 16  # documents that share a maximum
+# Error of a rough product as a share of |q| |c|: bfloat16 moves a number by up to 2^-8 of itself (TF32 by less).
+_ROUGH = 2.0**-7 * 1.01
+_SLICE = 2**17  # numbers multiplied out at a time, which stay in the cache
+
+
+@torch.no_grad()
+def top_k(
+    queries: Float[Tensor, "Q D"],
+    corpus: Float[Tensor, "N D"],
+    k: int,
+    query_chunk: int = 1024,
+    corpus_chunk: int = 8192,
+) -> tuple[Float[Tensor, "Q k"], Int64[Tensor, "Q k"]]:
+    """The `k` documents of greatest inner product with each query, ties by document number.
+
+    A rough pass only rules documents out: those that cannot reach the k-th best so far whatever its rounding did. The
+    others are multiplied out in at least float32, one by one, so that equal documents score equally and neither scores
+    nor ids depend on the chunks. The more documents tie within the rough pass's error, the slower.
+
+    Args:
+        queries: on the same device as the corpus; half precision is widened chunk by chunk.
+        corpus: the documents.
+        k: documents per query.
+        query_chunk: queries scored at a time; memory grows with `query_chunk * corpus_chunk`.
+        corpus_chunk: documents scored at a time.
+
+    Returns:
+        Scores in at least float32, and document numbers, best first.
+
+    Raises:
+        ZooError: `k` is not in 1 to N, or an embedding is not finite.
+    """
+    _check(k, corpus)
+    with torch.autocast(queries.device.type, enabled=False):
+        found = [_search(at_least_float32(q), corpus, k, corpus_chunk) for q in queries.split(query_chunk)]
+    scores, ids = zip(*found, strict=True)
+    return torch.cat(scores), torch.cat(ids)
+
+
+def _search(q: Tensor, corpus: Tensor, k: int, corpus_chunk: int) -> tuple[Tensor, Tensor]:
+    norm = q.norm(dim=1).clamp_min(torch.finfo(q.dtype).tiny)
+    unit = q / norm[:, None]
+    # Shifting all documents changes no order, and what encoders have in common over documents need not be rounded.
+    center = at_least_float32(corpus[:corpus_chunk]).mean(0)
+    shift = unit @ center
+    rough_q = unit.to(_rough_dtype(q.device)).T
+    best, ids = q.new_empty(len(q), 0), torch.empty(len(q), 0, dtype=torch.int64, device=q.device)
+    radius, start = center.norm(), 0
+    for chunk in corpus.split(corpus_chunk):
+        c = at_least_float32(chunk)
+        centered = c - center
+        spread = centered.norm(dim=1)
+        radius = torch.maximum(radius, spread.max())
+        if not torch.isfinite(radius + norm.sum()):
+            raise ZooError("an embedding is not finite: look for NaN or overflow in the encoder's training")
+        fill = -len(c) % _BLOCK
+        rough = rough_q.new_empty(len(c) + fill, len(q))
+        rough[len(c) :] = -torch.inf
+        torch.mm(centered.to(rough.dtype), rough_q, out=rough[: len(c)])
+        rough = rough.view(
+            _BLOCK, -1, len(q)
+        )  # a block is every (rows / 16)-th document: maxima of whole rows are fast
+        top = rough.amax(0)
+        error = pad(spread, (0, fill)).view(_BLOCK, -1).amax(0)[:, None] * _ROUGH
+        error = error + 16 * (q.shape[1] + 8) * 2.0**-24 * radius + 2.0**-100  # sums in float32, and underflow
+        if best.shape[1] == k:
+            bar = best[:, -1] / norm - shift
+        elif len(c) >= k:  # k documents, or k blocks' best ones, reach it
+            among = top[None] if len(top) >= 8 * k else rough
+            bar = (among - error).flatten(0, 1).topk(k, dim=0).values[-1]
+            bar = bar - bar.abs() * _ROUGH  # rounding of the rough score itself
+        else:
+            bar = torch.full_like(norm, -torch.inf)
+        row, col = _reaching(rough, top, (bar - error).to(rough.dtype), len(c))  # rounding keeps order: no error here
+        best, ids = _merge(best, ids, _products(q, c, row, col), row, col + start, k)
+        start += len(c)
+    return best, ids
+
+
+def _rough_dtype(device: torch.device) -> torch.dtype:
+    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    return torch.bfloat16 if native else torch.float32
+
+
+def _reaching(rough: Tensor, top: Tensor, limit: Tensor, n: int) -> tuple[Tensor, Tensor]:
+    """Pairs of query and document, in this order, whose score `[16, blocks, Q]` reaches the limit `[blocks, Q]`."""
+    hit = (top >= limit).flatten().nonzero()[:, 0]
+    near = rough.flatten(1).index_select(1, hit) >= limit.flatten().index_select(0, hit)
+    lane, which = near.nonzero(as_tuple=True)
+    hit = hit.index_select(0, which)
+    row, col = hit % rough.shape[2], lane * rough.shape[1] + hit // rough.shape[2]
+    pair = (row * n + col)[col < n].sort().values
+    return pair // n, pair % n
+
+
+def _products(q: Tensor, c: Tensor, row: Tensor, col: Tensor) -> Tensor:
+    """Inner products of pairs, in slices."""
+    size = max(1, _SLICE // max(1, q.shape[1]))
+    slices = zip(row.split(size), col.split(size), strict=True)
+    return torch.cat([q.index_select(0, i).mul_(c.index_select(0, j)).sum(1) for i, j in slices])
+
+
+def _merge(best: Tensor, ids: Tensor, scores: Tensor, row: Tensor, col: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The `k` best of what was and what comes: by (row, col), and of greater numbers than all before."""
+    counts = torch.bincount(row, minlength=len(best))
+    place = best.shape[1] + torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    width = int(counts.max())
+    best, ids = pad(best, (0, width), value=-torch.inf), pad(ids, (0, width))
+    best[row, place], ids[row, place] = scores, col
+    best, order = best.sort(dim=1, descending=True, stable=True)
+    return best[:, :k], ids.gather(1, order[:, :k])
+
+
+def faiss_top_k(
+    queries: Float[Tensor, "Q D"],
+    corpus: Float[Tensor, "N D"],
+    k: int,
+    index: Literal["hnsw", "ivf"] = "hnsw",
+) -> tuple[Float[Tensor, "Q k"], Int64[Tensor, "Q k"]]:
+    """As `top_k`, but approximate and on the CPU; the id of a neighbour that the index did not find is -1.
+
+    Args:
+        queries: on any device, to which the results return.
+        corpus: the documents.
+        k: documents per query.
+        index: "hnsw" searches a graph, "ivf" the nearest sixteenth (at least 8) of up to `4 sqrt(N)` cells.
+
+    Raises:
+        ZooError: `k` is not in 1 to N, or faiss is not installed.
+    """
+    _check(k, corpus)
+    try:
+        import faiss
+    except ImportError:
+        raise ZooError("an approximate index needs faiss: pip install negatives-zoo[ann]") from None
+    n, dim = corpus.shape
+    inner = faiss.METRIC_INNER_PRODUCT
+    if index == "hnsw":
+        built = faiss.IndexHNSWFlat(dim, 32, inner)
+        built.hnsw.efConstruction, built.hnsw.efSearch = 80, max(128, 2 * k)
+    else:
+        cells = max(1, min(round(4 * n**0.5), n // 39))  # faiss asks for 39 points per cell to train
+        built = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, inner)
+        built.nprobe = max(8, cells // 16)
+    vectors, sought = (x.detach().float().cpu().contiguous().numpy() for x in (corpus, queries))
+    built.train(vectors)  # type: ignore[call-arg]
+    built.add(vectors)  # type: ignore[call-arg]
+    scores, ids = built.search(sought, k)  # type: ignore[call-arg]
+    return torch.from_numpy(scores).to(queries.device), torch.from_numpy(ids).to(queries.device)
+
+
+def _check(k: int, corpus: Tensor) -> None:
+    if not 0 < k <= len(corpus):
+        raise ZooError(f"k = {k} of {len(corpus)} documents: choose a k from 1 to {len(corpus)}")
