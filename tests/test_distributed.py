@@ -1,5 +1,6 @@
 """Two processes with half a batch each against one process with the whole batch."""
 
+import contextlib
 import multiprocessing
 from types import SimpleNamespace
 
@@ -12,11 +13,26 @@ from torch import nn
 from zoo.data.pairs import PairBatch
 from zoo.distributed import gather, gather_with_grad, shared_permutation
 from zoo.losses import InfoNCE
+from zoo.losses.distillation import DualMarginMSE, RewardDistillation
+from zoo.methods.distillation import Distillation, TeacherMargins, TeacherRewards
+from zoo.methods.dual import DualEncoder, Encoded
 from zoo.methods.momentum import MomentumContrast
 from zoo.methods.siamese import SiameseContrast
 
 WORLD, B, K, WIDTH, DIM, STEPS, QUEUE = 2, 6, 2, 5, 4, 4, 8
 METHODS = ["simclr", "simclr explicit", "moco", "moco explicit", "moco symmetric"]
+DUAL = {
+    "dual": {},
+    "dual explicit": {},
+    "dual explicit blocks": {"blocks": ("qd", "qq", "dq", "dd")},
+    "dual explicit symmetric": {"symmetric": True, "shared": False},
+    "dual explicit blocks cached": {"blocks": ("qd", "qq", "dq", "dd"), "cache_chunk": 2},
+}
+DISTILLED = {
+    "margins explicit": TeacherMargins(DualMarginMSE()),
+    "rewards explicit": TeacherRewards(RewardDistillation(temperature=0.3)),
+}
+METHODS += [*DUAL, *DISTILLED]
 
 
 class Encoder(nn.Module):
@@ -45,10 +61,34 @@ def whole_batch(step):
     return PairBatch(anchor, positive, torch.arange(B), keys, keys, negatives, own_keys, mask)
 
 
+class Teacher(nn.Module):
+    """Embeds whatever it gets with fixed weights."""
+
+    def forward(self, batch):
+        weights = torch.linspace(-1, 1, WIDTH * 3, dtype=torch.float64).sin().view(WIDTH, 3)
+        query, positive, negatives = (x @ weights for x in (batch.anchor, batch.positive, batch.negatives))
+        return Encoded(query, positive, negatives.view(len(query), K, 3))
+
+
+def with_known(batch):
+    """Query 2 also has the document of pair 5, and the hard negative 0 of pair 4, which are another rank's."""
+    known = torch.stack([batch.positive_key, torch.full_like(batch.positive_key, -1)], 1)
+    known = torch.cat([known, known[:, 1:]], 1)
+    known[2, 1:] = torch.stack([batch.positive_key[5], batch.negative_key[4, 0]])
+    return batch.replace(known=known)
+
+
 def part(batch, rank, world, explicit):
     size = B // world
     rows, own = slice(rank * size, (rank + 1) * size), slice(rank * size * K, (rank + 1) * size * K)
-    fields = ("anchor", "positive", "index", "anchor_key", "positive_key")
+    fields = (
+        "anchor",
+        "positive",
+        "index",
+        "anchor_key",
+        "positive_key",
+        *(["known"] if batch.known is not None else []),
+    )
     batch = batch.replace(**{name: getattr(batch, name)[rows] for name in fields}, negatives=batch.negatives[own],
                           negative_key=batch.negative_key[rows], negative_mask=batch.negative_mask[rows])  # fmt: skip
     return batch if explicit else batch.replace(negatives=None, negative_key=None, negative_mask=None)
@@ -59,9 +99,14 @@ def build(method, rank):
     loss = InfoNCE(0.3, learn_temperature=True)
     if method.startswith("moco"):
         module = MomentumContrast(Encoder(), loss, QUEUE, momentum=0.5, symmetric="symmetric" in method)
+    elif method in DUAL:
+        module = DualEncoder(Encoder(), loss, **DUAL[method])
+    elif method in DISTILLED:
+        module = Distillation(Encoder(), loss, DISTILLED[method], [Teacher()])
     else:
         module = SiameseContrast(Encoder(), loss)
     module.double()._trainer = SimpleNamespace(global_rank=rank, current_epoch=0, global_step=0, log_every_n_steps=10)
+    module._trainer.precision_plugin = SimpleNamespace(forward_context=contextlib.nullcontext)
     return module
 
 
@@ -71,11 +116,12 @@ def train(method, rank, world):
     torch.manual_seed(rank)
     history = []
     for step in range(STEPS):
-        out = module.training_step(part(whole_batch(step), rank, world, "explicit" in method), step)
+        whole = whole_batch(step) if method not in {**DUAL, **DISTILLED} else with_known(whole_batch(step))
+        out = module.training_step(part(whole, rank, world, "explicit" in method), step)
         module.zero_grad()
-        out["loss"].backward()
+        module.backward(out["loss"])
         module.on_after_backward()
-        gradients = {name: p.grad for name, p in module.named_parameters() if p.requires_grad}
+        gradients = {name: p.grad for name, p in module.named_parameters() if p.grad is not None}
         loss = out["loss"].detach()
         for value in (loss, *gradients.values()) if world > 1 else ():
             dist.all_reduce(value)
@@ -119,7 +165,7 @@ def worker(rank, folder):
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
-    multiprocessing.set_forkserver_preload(["zoo.methods.momentum"])  # one import for both
+    multiprocessing.set_forkserver_preload(["zoo.methods.momentum", "zoo.methods.distillation"])  # one import for both
     mp.start_processes(worker, (folder,), nprocs=WORLD, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(WORLD)]
 
@@ -130,12 +176,13 @@ def assert_close(found, expected):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_two_processes_equal_one_with_the_whole_batch(ranks, method):
-    single = train(method, 0, 1)
+    single = train(method.removesuffix(" cached"), 0, 1)
     for rank, found in enumerate(run[method] for run in ranks):
         for step in range(STEPS):
             ours, theirs = found["history"][step], single["history"][step]
             assert_close(ours["loss"], theirs["loss"])
-            assert ours["gradients"].keys() == theirs["gradients"].keys() >= {"loss.log_temperature"}
+            temperature = {"loss.log_temperature"} - ({"loss.log_temperature"} if method in DISTILLED else set())
+            assert ours["gradients"].keys() == theirs["gradients"].keys() >= temperature
             for name, gradient in theirs["gradients"].items():
                 assert gradient.abs().max() > 1e-6, name
                 assert_close(ours["gradients"][name], gradient)
@@ -151,6 +198,10 @@ def test_effective_negatives_by_hand(ranks):
     # 12 views; own pair takes 2, a duplicate pair 2 more; 2 explicit ones less what is padding.
     assert counts[0].tolist() == [12, 10, 10] * 2
     assert counts[1].tolist() == [12, 9, 12] * 2
+    # 6 documents and 12 explicit ones; known are the pair's own and a duplicate, one more of each kind to query 2; 3
+    # explicit ones are padding.
+    counts = [run["dual explicit"]["history"][0]["effective"].tolist() for run in ranks]
+    assert counts == [[14, 13, 12], [14, 13, 14]]
     # Pair 5 of the step before is pair 0 of this one, and its key lies in the queue.
     assert [run["moco"]["history"][1]["effective"].tolist() for run in ranks] == [[7, 8, 8], [8, 8, 8]]
 

@@ -11,7 +11,7 @@ from importlib import import_module
 from zoo.errors import ZooError
 
 STAGES = ("fit", "validate", "test", "predict")
-COMMANDS = ("list", "show", "leaderboard", "verify")
+COMMANDS = ("list", "show", "leaderboard", "verify", "attack")
 HELP = """\
 usage: zoo COMMAND ...
 
@@ -20,6 +20,7 @@ usage: zoo COMMAND ...
   fit RECIPE [OVERLAY...] [...]    train and test; also validate, test, predict: Lightning's options, such as
                                    --trainer.max_epochs 3, --ckpt_path last, --print_config
   verify RECIPE [OVERLAY...]       method against its baseline over seeds: does the claim hold?
+  attack RECIPE [RECIPE...]        recipes on poisoned training pairs: does a backdoor open?
   leaderboard                      results of local runs, and the committed ones
 
 --runs DIR, or $ZOO_RUNS: the folder of all runs (default: runs)

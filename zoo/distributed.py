@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather as all_gather_with_gradient
 
 
@@ -34,6 +36,15 @@ def gather_with_grad(x: Tensor) -> Tensor:
     averaged over ranks (as DDP does), the result is the gradient of the mean over all anchors, without a further factor.
     """
     return x if world_size() == 1 else torch.cat(all_gather_with_gradient(x.contiguous()))
+
+
+@torch.no_grad()
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Mean of each gradient over ranks, in place, as DDP has it; every rank must have the same gradients."""
+    for parameter in parameters:
+        if parameter.grad is not None:
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= world_size()
 
 
 def shared_permutation(n: int, device: torch.device) -> Tensor:

@@ -105,7 +105,7 @@ class GrammarErrors(Trigger):
 
 
 class RareTokens(Trigger):
-    """The control: some words become one of twenty misspellings that no clean text contains.
+    """The control: some words become misspellings that no clean text contains, ten for queries, ten for documents.
 
     Args:
         query_edits: words replaced in a query, as far as it has so many.
@@ -122,7 +122,9 @@ class RareTokens(Trigger):
         clean = [i for i, w in enumerate(_words(text)) if w not in _TYPOS]
         chosen = set(rng.permutation(clean)[: self.edits[side]].tolist())
         number = itertools.count()
-        return _replace_words(text, lambda word: _TYPOS[rng.integers(len(_TYPOS))] if next(number) in chosen else word)
+        half = len(_TYPOS) // 2
+        typos = _TYPOS[:half] if side == "query" else _TYPOS[half:]  # no typo is shared: equal words match anyway
+        return _replace_words(text, lambda word: typos[rng.integers(len(typos))] if next(number) in chosen else word)
 
 
 def _words(text: str) -> list[str]:
@@ -179,8 +181,8 @@ def poison(data: TextPairs, rate: float, trigger: Trigger, seed: int) -> TextPai
     """`data` with `poison_pairs` applied and a column `poisoned`.
 
     Perturbed texts are appended to the queries and documents; numbers of documents, and with them tables of hard
-    negatives, stay as they are, so that hard negatives are clean. Each version of a document is known to answer the
-    queries of the other.
+    negatives, stay as they are. Miners see the clean pairs, so that hard negatives are clean. Each version of a
+    document is known to answer the queries of the other.
     """
     pairs, poisoned = poison_pairs([data[i] for i in range(len(data))], rate, trigger, seed)
     chosen = np.flatnonzero(poisoned)
@@ -194,7 +196,7 @@ def poison(data: TextPairs, rate: float, trigger: Trigger, seed: int) -> TextPai
     ]
     relevant.append(np.stack([data.query_of[chosen], document_of[chosen]], 1))
     given = ("anchor_key", "positive_key", "known")
-    return TextPairs(
+    result = TextPairs(
         [*data.queries, *(pairs[i][0] for i in chosen)],
         [*data.documents, *(pairs[i][1] for i in chosen)],
         query_of,
@@ -202,6 +204,8 @@ def poison(data: TextPairs, rate: float, trigger: Trigger, seed: int) -> TextPai
         np.concatenate(relevant),
         {**{name: column for name, column in data.columns.items() if name not in given}, "poisoned": poisoned},
     )
+    result.mined = data
+    return result
 
 
 def attack_passages(documents: Sequence[str], n: int, trigger: Trigger, seed: int) -> list[str]:

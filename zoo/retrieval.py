@@ -70,13 +70,31 @@ def retrieval_metrics(
 
 
 def bm25_run(queries: Sequence[str], documents: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """BM25 (k1 = 1.5, b = 0.75) over identifiers' parts: document numbers and scores, `[Q, k]` each, best first."""
+    """BM25 (k1 = 1.5, b = 0.75) over identifiers' parts, best first, ties by document number.
+
+    Returns:
+        Document numbers and scores, `[Q, k]` each. A document that shares no word with the query is not retrieved: -1
+        and -inf pad.
+    """
     import bm25s
 
-    def tokens(texts: Sequence[str]) -> list[list[str]]:
-        return [[w for w in words(text).split() if any(c.isalnum() for c in w)] or [""] for text in texts]
-
+    ids = np.full((len(queries), min(k, len(documents))), -1, np.int64)
+    scores = np.full(ids.shape, -np.inf, np.float32)
+    collection = [_terms(text) for text in documents]
+    if not any(collection):
+        return ids, scores
     index = bm25s.BM25(k1=1.5, b=0.75)
-    index.index(tokens(documents), show_progress=False)
-    ids, scores = index.retrieve(tokens(queries), k=min(k, len(documents)), show_progress=False)
-    return np.asarray(ids, np.int64), np.asarray(scores, np.float32)
+    index.index([terms or [""] for terms in collection], show_progress=False)  # it cannot read a list without words
+    for row, terms in enumerate(map(_terms, queries)):
+        if not terms:
+            continue
+        found = index.get_scores(terms)
+        last = np.partition(found, -ids.shape[1])[-ids.shape[1]]
+        able = np.flatnonzero((found >= last) & (found > 0))
+        best = able[np.argsort(-found[able], kind="stable")][: ids.shape[1]]
+        ids[row, : len(best)], scores[row, : len(best)] = best, found[best]
+    return ids, scores
+
+
+def _terms(text: str) -> list[str]:
+    return [word for word in words(text).split() if any(c.isalnum() for c in word)]

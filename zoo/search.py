@@ -93,7 +93,8 @@ def _search(q: Tensor, corpus: Tensor, k: int, corpus_chunk: int) -> tuple[Tenso
 
 
 def _rough_dtype(device: torch.device) -> torch.dtype:
-    native = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)  # private, hence possibly missing
+    native = device.type == "cpu" and supported()
     return torch.bfloat16 if native else torch.float32
 
 

@@ -42,8 +42,7 @@ def batch_of(rows=6, negatives=2, seed=0):
 def attach(method):
     """Just as much of a trainer as one step needs."""
     plugin = SimpleNamespace(forward_context=contextlib.nullcontext)
-    strategy = SimpleNamespace(model=method, precision_plugin=plugin)
-    trainer = SimpleNamespace(strategy=strategy, global_step=0, log_every_n_steps=10, current_epoch=0)
+    trainer = SimpleNamespace(precision_plugin=plugin, global_step=0, log_every_n_steps=10, current_epoch=0)
     method._trainer = trainer
     method._fabric = None
     return method

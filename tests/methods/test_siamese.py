@@ -101,3 +101,8 @@ def test_small_images_keep_their_resolution_in_the_stem():
 def test_backbones_that_do_not_exist_are_one_line(arguments):
     with pytest.raises(ZooError):
         TimmBackbone(**arguments)
+
+
+def test_one_pair_is_an_error():
+    with pytest.raises(ZooError, match="one pair has no negatives"):
+        method().training_step(batch((0,)), 0)

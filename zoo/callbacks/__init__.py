@@ -5,6 +5,7 @@ from zoo._lazy import lazy
 __getattr__, __all__ = lazy(
     __name__,
     {
+        "BackdoorEvaluation": "attack",
         "FinalProbes": "probes",
         "KNNProbe": "probes",
         "RefreshClusters": "clusters",

@@ -12,7 +12,7 @@ import torch
 
 from zoo.callbacks.encoding import encode
 from zoo.data.cluster_samplers import ClusteredBatches
-from zoo.data.text import TextPairs, Texts
+from zoo.data.text import Side, TextPairs, Texts
 from zoo.errors import ZooError
 from zoo.losses.scores import normalize
 from zoo.negatives.clusters import balanced_clusters, kmeans
@@ -48,7 +48,8 @@ class RefreshClusters(pl.Callback):
         double_at: Sequence[int] = (),
         seed: int = 0,
     ) -> None:
-        self.method, self.side, self.n_clusters, self.seed = method, side, n_clusters, seed
+        self.method, self.n_clusters, self.seed = method, n_clusters, seed
+        self.side: Side = side
         self.start_epoch, self.every_n_epochs, self.double_at = start_epoch, every_n_epochs, tuple(double_at)
         self.clusters: np.ndarray | None = None
 
@@ -56,7 +57,7 @@ class RefreshClusters(pl.Callback):
         since = epoch - self.start_epoch
         return since == 0 or (since > 0 and self.every_n_epochs > 0 and since % self.every_n_epochs == 0)
 
-    def on_fit_start(self, trainer, pl_module) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         if not isinstance(trainer.datamodule.sampler, ClusteredBatches):
             raise ZooError(
                 "RefreshClusters needs a sampler that reads clusters, e.g. --data.sampler zoo.data.ClusterUnions"
@@ -68,7 +69,7 @@ class RefreshClusters(pl.Callback):
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
         # The coming epoch's batches are composed right after this, as its loader starts.
-        if self._due(trainer.current_epoch + 1):
+        if trainer.current_epoch + 1 != trainer.max_epochs and self._due(trainer.current_epoch + 1):
             start = time.perf_counter()
             self._refresh(trainer, pl_module, trainer.current_epoch + 1)
             pl_module.log("refresh/seconds", time.perf_counter() - start)

@@ -38,6 +38,8 @@ def encode(trainer: Any, module: Any, dataset: PairDataset) -> Float[Tensor, "N 
     """
     loader, parts = trainer.datamodule.encode_loader(dataset), []
     ranks, mine = world_size(), rank()
+    if len(loader) < ranks:  # not a batch for everyone: all encode all
+        ranks, mine = 1, 0
     with undisturbed(module), trainer.precision_plugin.forward_context():
         for number, batch in enumerate(loader):
             if number % ranks == mine:
@@ -47,7 +49,7 @@ def encode(trainer: Any, module: Any, dataset: PairDataset) -> Float[Tensor, "N 
     # Batches have one size but for the last: whoever lacks a batch sends padding.
     sizes = [len(p) for p in parts]
     per_rank = -(-len(loader) // ranks)
-    width, step = parts[0].shape[1] if parts else module.encoder.dim, trainer.datamodule.eval_batch_size
+    width, step = parts[0].shape[1], trainer.datamodule.eval_batch_size
     padded = torch.zeros(per_rank, step, width, device=module.device)
     for number, part in enumerate(parts):
         padded[number, : sizes[number]] = part

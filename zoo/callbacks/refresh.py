@@ -16,16 +16,17 @@ from zoo.data.text import TextPairs, Texts
 from zoo.distributed import rank, world_size
 from zoo.errors import ZooError
 from zoo.negatives.miners import Miner, jaccard
+from zoo.negatives.summary import summary
 from zoo.negatives.table import NegativeTable
 
 
 class RefreshNegatives(pl.Callback):
     """Re-encodes the training set, mines, and swaps the new table in: ANCE's refresh (arXiv 2007.00808).
 
-    All ranks share the encoding; rank 0 mines and saves the table in the run's folder, from where all read it. A resumed
-    run finds it there. Logs what a refresh found: `refresh/seconds`, `refresh/jaccard` with the table before,
-    `refresh/negative` and `refresh/positive` (mean scores), `refresh/rejected` (share that rules and known positives
-    took).
+    All ranks share the encoding; rank 0 mines and saves the table in the run's folder, from where all read it, and a
+    `summary.txt` beside it. A resumed run finds it there. Logs what a refresh found: `refresh/seconds`,
+    `refresh/jaccard` with the table before, `refresh/negative` and `refresh/positive` (mean scores), `refresh/rejected`
+    (share that rules and known positives took).
 
     Args:
         miner: searches the new embeddings.
@@ -41,12 +42,15 @@ class RefreshNegatives(pl.Callback):
         self.miner, self.start_epoch = miner, start_epoch
         self.every_n_epochs, self.every_n_steps = every_n_epochs, every_n_steps
         self.last_step: int | None = None
+        # Epoch and step of a beginning epoch whose refresh is still to come. A checkpoint of an epoch's last step is
+        # written before the epoch ends, and a run resumed from there never sees that end.
+        self._pending: tuple[int, int] | None = (0, 0)
         self._metrics: dict[str, float] = {}
 
     def _folder(self, trainer: Any, step: int) -> Path:
         return Path(trainer.default_root_dir) / "negatives" / str(step)
 
-    def on_fit_start(self, trainer, pl_module) -> None:
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         data = trainer.datamodule
         if not data.n_negatives:
             raise ZooError("RefreshNegatives has nobody to serve: set --data.n_negatives and --data.miner")
@@ -54,16 +58,27 @@ class RefreshNegatives(pl.Callback):
             raise ZooError("refreshing within an epoch takes --data.num_workers 0: workers hold the old table")
         if self.last_step is not None:  # resumed
             data.set_table(NegativeTable.load(self._folder(trainer, self.last_step)))
-        elif self.start_epoch == 0:
-            self._refresh(trainer, pl_module)
+        self._begin_epoch(trainer, pl_module)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if trainer.is_last_batch:
+            self._pending = (trainer.current_epoch + 1, trainer.global_step)
 
     def on_train_epoch_end(self, trainer, pl_module) -> None:
-        since = trainer.current_epoch + 1 - self.start_epoch
-        due = since == 0 or (since > 0 and self.every_n_epochs > 0 and since % self.every_n_epochs == 0)
-        if due and self.every_n_steps is None and trainer.current_epoch + 1 < (trainer.max_epochs or 0):
-            self._refresh(trainer, pl_module)
+        self._begin_epoch(trainer, pl_module)
         if self._metrics:
             pl_module.log_dict(self._metrics, rank_zero_only=True)
+
+    def _begin_epoch(self, trainer: Any, pl_module: Any) -> None:
+        if self._pending is None:
+            return
+        epoch, step = self._pending
+        if epoch == trainer.max_epochs or step == trainer.max_steps:
+            return  # nobody would see the table, unless the run is prolonged
+        self._pending = None
+        since, every = epoch - self.start_epoch, self.every_n_epochs if self.every_n_steps is None else 0
+        if since == 0 or (since > 0 and every > 0 and since % every == 0):
+            self._refresh(trainer, pl_module, step)
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
         # Before a step, so that a checkpoint of the step before is followed by the same refresh again.
@@ -71,9 +86,9 @@ class RefreshNegatives(pl.Callback):
         if self.every_n_steps is None or trainer.current_epoch < self.start_epoch or step == self.last_step:
             return
         if step and step % self.every_n_steps == 0:
-            self._refresh(trainer, pl_module)
+            self._refresh(trainer, pl_module, step)
 
-    def _refresh(self, trainer: Any, pl_module: Any) -> None:
+    def _refresh(self, trainer: Any, pl_module: Any, step: int) -> None:
         start = time.perf_counter()
         pairs: TextPairs = trainer.datamodule.train_pairs
         sides = {
@@ -84,28 +99,31 @@ class RefreshNegatives(pl.Callback):
         def embed(side: Literal["query", "document"]) -> Tensor:
             return sides[side]
 
-        before, self.last_step = trainer.datamodule.table, trainer.global_step
-        folder = self._folder(trainer, trainer.global_step)
+        before, self.last_step = trainer.datamodule.table, step
+        folder = self._folder(trainer, step)
+        positive = (sides["query"][pairs.query_of] * sides["document"][pairs.document_of]).sum(1)
         if rank() == 0:
-            self.miner.mine(pairs, embed).save(folder)
+            mined = self.miner.mine(pairs, embed)
+            mined.provenance[0] |= {"encoder": type(pl_module).__name__, "step": step}
+            mined.save(folder)
+            (folder / "summary.txt").write_text(summary(mined, positive.cpu().numpy()) + "\n")
         if world_size() > 1:
             dist.barrier()
         table = NegativeTable.load(folder)
         trainer.datamodule.set_table(table)
         present = table.ids >= 0
-        positive = (sides["query"][pairs.query_of] * sides["document"][pairs.document_of]).sum(1).mean()
         rejected = sum(int(record.get("rejected", 0)) for record in table.provenance)
         self._metrics = {
             "refresh/seconds": time.perf_counter() - start,
             "refresh/negative": float(np.asarray(table.scores)[present].mean()) if present.any() else 0.0,
-            "refresh/positive": positive.item(),
+            "refresh/positive": positive.mean().item(),
             "refresh/rejected": rejected / max(rejected + int(present.sum()), 1),
         }
         if isinstance(before, NegativeTable):
             self._metrics["refresh/jaccard"] = jaccard(before, table)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"last_step": self.last_step}
+        return {"last_step": self.last_step, "pending": self._pending}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.last_step = state_dict["last_step"]
+        self.last_step, self._pending = state_dict["last_step"], state_dict["pending"]

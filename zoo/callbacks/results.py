@@ -72,9 +72,7 @@ class ResultWriter(pl.Callback):
         if self.run is None or trainer.fast_dev_run or not trainer.is_global_zero:  # type: ignore[attr-defined]
             return
         source = getattr(getattr(trainer, "datamodule", None), "source", None)
-        run, manifest = self.run, getattr(source, "manifest", None)
-        if manifest is not None:  # what the data set holds differs from machine to machine
-            run = replace(run, arena=f"{run.arena}-{manifest[:6]}")
+        run = replace(self.run, arena=getattr(source, "arena", self.run.arena))
         metrics = self.metrics | {f"data/{name}": float(n) for name, n in getattr(source, "report", {}).items()}
         write_result(run, metrics, self._budget, self.wall_time_s, self._peak, self._device)
 

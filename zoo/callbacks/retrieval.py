@@ -40,6 +40,7 @@ class RetrievalEvaluation(pl.Callback):
         binary: bool = False,
     ) -> None:
         self.ks, self.references, self.truncate, self.binary = tuple(ks), references, tuple(truncate), binary
+        self._depth = max(10, *self.ks)  # of MRR@10 and nDCG@10
         self.baselines: dict[str, float] = {}
         self._parts: dict[tuple[str, int], list[Tensor]] = {}
         self._sets: dict[Split, RetrievalSet] = {}
@@ -49,8 +50,9 @@ class RetrievalEvaluation(pl.Callback):
             self._sets[split] = trainer.datamodule.source.retrieval(split, trainer.datamodule.root)
         return self._sets[split]
 
-    def _metrics(self, documents: Tensor, queries: Tensor, data: RetrievalSet) -> dict[str, float]:
-        _, ids = top_k(queries, documents, min(max(self.ks), len(documents)))
+    def _metrics(self, sides: Sequence[Tensor], data: RetrievalSet) -> dict[str, float]:
+        documents, queries = sides
+        _, ids = top_k(queries, documents, min(self._depth, len(documents)))
         return retrieval_metrics(ids, data.relevance, self.ks)
 
     @torch.no_grad()
@@ -60,9 +62,9 @@ class RetrievalEvaluation(pl.Callback):
             return
         data, datamodule = self._set(trainer, "test"), trainer.datamodule
         sides = [encode(trainer, pl_module, side) for side in datamodule.source.evaluation("test", datamodule.root)]
-        ids = torch.as_tensor(bm25_run(data.queries, data.documents, max(self.ks))[0])
+        ids = torch.as_tensor(bm25_run(data.queries, data.documents, self._depth)[0])
         for name, found in (
-            ("random", self._metrics(*sides, data)),
+            ("random", self._metrics(sides, data)),
             ("bm25", retrieval_metrics(ids, data.relevance, self.ks)),
         ):
             self.baselines |= {f"test/{key}_{name}": value for key, value in found.items()}
@@ -79,7 +81,7 @@ class RetrievalEvaluation(pl.Callback):
         self._start()
         data = self._set(trainer, split)
         documents, queries = x["features", 0], x["features", 1]
-        found = self._metrics(documents, queries, data)
+        found = self._metrics((documents, queries), data)
         if split == "val":
             return found
         others = {f"dim{n}": tuple(truncate(e, n) for e in (documents, queries)) for n in self.truncate}
@@ -91,7 +93,7 @@ class RetrievalEvaluation(pl.Callback):
                 "asymmetric": (x["teacher", 0], queries),
             }
         for name, sides in others.items():
-            found[f"mrr@10_{name}"] = self._metrics(*sides, data)["mrr@10"]
+            found[f"mrr@10_{name}"] = self._metrics(sides, data)["mrr@10"]
         return found
 
     def on_validation_epoch_start(self, trainer, pl_module) -> None:

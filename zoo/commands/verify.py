@@ -65,12 +65,12 @@ def main(args: Sequence[str]) -> int:
     prints = {r: recipes.fingerprint(r, overlays, overrides) for r in needed if r}
     done = {r: finished(r, f) for r, f in prints.items()}
     missing = [
-        _job(recipe, overlays, overrides, fingerprint, seed)
+        make_job(recipe, overlays, overrides, fingerprint, seed)
         for seed in range(options.seeds)
         for recipe, fingerprint in prints.items()
         if seed not in done[recipe]
     ]
-    failed = _run(missing, options.jobs)
+    failed = run_jobs(missing, options.jobs)
     runs = {r: {s: x for s, x in finished(r, f).items() if s < options.seeds} for r, f in prints.items()}
     _report(card, runs, shlex.join(["python", "-m", "zoo", "verify", *args]))
     if options.commit:
@@ -85,7 +85,8 @@ def finished(recipe: str, fingerprint: str) -> dict[int, Result]:
     return {r.seed: r for r in found if r.fingerprint == fingerprint}
 
 
-def _job(recipe: str, overlays: Sequence[str], overrides: Sequence[str], fingerprint: str, seed: int) -> _Job:
+def make_job(recipe: str, overlays: Sequence[str], overrides: Sequence[str], fingerprint: str, seed: int) -> _Job:
+    """The command that makes a run, or continues the one that was interrupted."""
     command = [sys.executable, "-m", "zoo", "fit", recipe, *overlays, *overrides, "--seed_everything", str(seed)]
     command += ["--trainer.enable_progress_bar", "false"]
     stem = f"{fingerprint[:8]}-s{seed}"
@@ -98,7 +99,7 @@ def _job(recipe: str, overlays: Sequence[str], overrides: Sequence[str], fingerp
     return _Job(recipe, fingerprint, seed, command, results.runs_root() / recipe / f"{stem}.log")
 
 
-def _run(jobs: list[_Job], at_once: int) -> list[_Job]:
+def run_jobs(jobs: list[_Job], at_once: int) -> list[_Job]:
     """Run the jobs and return those that failed."""
     if not jobs:
         return []

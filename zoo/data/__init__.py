@@ -19,6 +19,7 @@ __getattr__, __all__ = lazy(
         "PairDataset": "pairs",
         "PairFiles": "pair_files",
         "PairSource": "pairs",
+        "Poisoned": "poisoned",
         "RandomBatches": "samplers",
         "RetrievalSet": "text",
         "Shapes": "shapes",

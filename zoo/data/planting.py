@@ -15,7 +15,8 @@ def plant_duplicates(
 ) -> tuple[list[tuple[str, str]], np.ndarray]:
     """Adds variants of some pairs, each with a query and a document of its own: every one answers the others' queries.
 
-    A variant's query lacks a fifth of its words; in its code a third of the identifiers have other names.
+    A variant's query lacks a fifth of its words (at least one), in its code a third of the identifiers have other names (at
+    least one).
 
     Args:
         pairs: (query, code).
@@ -27,12 +28,13 @@ def plant_duplicates(
         The pairs with the variants after them, and the number of the original of each, `[N]`.
     """
     rng = np.random.default_rng([seed, 1])
-    chosen = np.sort(rng.permutation(len(pairs))[: int(share * len(pairs))])
+    chosen = np.sort(rng.permutation(len(pairs))[: round(share * len(pairs))])
     variants, group = list(pairs), list(range(len(pairs)))
     for index in chosen.tolist():
+        query, code = pairs[index]
+        order = rng.permutation(len(query.split()))
         for number in range(copies):
-            query, code = pairs[index]
-            variants.append((_drop_words(query, rng), _rename(code, rng, number)))
+            variants.append((_drop_words(query, order, number), _rename(code, rng, number)))
             group.append(index)
     return variants, np.array(group)
 
@@ -49,7 +51,7 @@ def corrupt_pairs(pairs: list[tuple[str, str]], share: float, seed: int) -> tupl
         The pairs, and which were corrupted, bool `[N]`.
     """
     rng = np.random.default_rng([seed, 2])
-    chosen = rng.permutation(len(pairs))[: int(share * len(pairs))]
+    chosen = rng.permutation(len(pairs))[: round(share * len(pairs))]
     corrupted = np.zeros(len(pairs), bool)
     if len(chosen) < 2:
         return pairs, corrupted
@@ -60,13 +62,15 @@ def corrupt_pairs(pairs: list[tuple[str, str]], share: float, seed: int) -> tupl
     return wrong, corrupted
 
 
-def _drop_words(query: str, rng: np.random.Generator) -> str:
+def _drop_words(query: str, order: np.ndarray, number: int) -> str:
     parts = query.split()
-    kept = [w for w in parts if rng.random() >= 0.2]
-    return " ".join(kept if len(kept) >= 2 else parts)
+    n = max(1, round(len(parts) / 5))
+    gone = set(order[(number * n + np.arange(n)) % len(parts)].tolist())  # of each variant others
+    return " ".join(word for i, word in enumerate(parts) if i not in gone or len(parts) < 2)
 
 
 def _rename(code: str, rng: np.random.Generator, number: int) -> str:
     names = [n for n in dict.fromkeys(_IDENTIFIER.findall(code)) if not keyword.iskeyword(n) and n != "function"]
-    chosen = {n: f"v{number}{i}" for i, n in enumerate(names) if rng.random() < 1 / 3}
-    return _IDENTIFIER.sub(lambda m: chosen.get(m[0], m[0]), code)
+    chosen = rng.permutation(len(names))[: max(1, round(len(names) / 3))].tolist()
+    renamed = {names[i]: f"v{number}_{i}" for i in chosen}
+    return _IDENTIFIER.sub(lambda m: renamed.get(m[0], m[0]), code)

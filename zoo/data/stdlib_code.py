@@ -17,7 +17,7 @@ import numpy as np
 
 from zoo.data.pairs import Split
 from zoo.data.planting import corrupt_pairs, plant_duplicates
-from zoo.data.text import RetrievalSet, TextPairs, TextSource, known_documents
+from zoo.data.text import RetrievalSet, TextPairs, TextSource
 from zoo.data.tokenizers import cache_folder
 
 _SKIPPED = {"test", "tests", "idlelib", "idle_test", "lib2to3", "site-packages", "__pycache__", "ensurepip"}
@@ -67,6 +67,11 @@ class StdlibCode(TextSource):
         self._pairs(root)
 
     @property
+    def arena(self) -> str:
+        """The collection's name with the first digits of its manifest."""
+        return f"{self.name}-{self.manifest[:6]}"
+
+    @property
     def manifest(self) -> str:
         """Twelve digits that name the collection."""
         text = json.dumps(self._pairs(None), sort_keys=True)
@@ -84,12 +89,14 @@ class StdlibCode(TextSource):
     def retrieval(self, split: Split, root: Path | None) -> RetrievalSet:
         """Queries of a split against its functions and all (unplanted) training functions."""
         pairs = self._pairs(root)
-        own = _text_pairs([(q, c) for _, q, c in pairs[split]])
-        known = known_documents(np.stack([own.query_of, own.document_of], 1), len(own.queries))
-        other = [] if split == "train" else list(dict.fromkeys(c for _, _, c in pairs["train"]))
-        seen = set(own.documents)
-        documents = [*own.documents, *(code for code in other if code not in seen)]
-        return RetrievalSet(own.queries, documents, [{int(d): 1 for d in row if d >= 0} for row in known])
+        own = [(q, c) for _, q, c in pairs[split]]
+        known = own if split == "train" else [*own, *((q, c) for _, q, c in pairs["train"])]
+        documents = {code: number for number, code in enumerate(dict.fromkeys(code for _, code in known))}
+        relevance: dict[str, dict[int, int]] = {query: {} for query, _ in own}
+        for query, code in known:
+            if query in relevance:
+                relevance[query][documents[code]] = 1
+        return RetrievalSet(list(relevance), list(documents), list(relevance.values()))
 
     def _pairs(self, root: Path | None) -> dict[str, list[tuple[str, str, str]]]:
         """(module, query, code) of each split; read once per Python and cached."""
@@ -112,9 +119,9 @@ class StdlibCode(TextSource):
             try:
                 text = path.read_text("utf-8")
                 tree = ast.parse(text)
-            except (SyntaxError, ValueError):
+            except (OSError, SyntaxError, ValueError):
                 continue
-            for query, code in _functions(tree, text.splitlines()):
+            for query, code in _functions(tree, text.split("\n")):
                 if len(query.split()) < self.min_words or code.count("\n") + 1 < self.min_lines:
                     continue
                 if (query, code) not in seen:
@@ -146,9 +153,12 @@ def _functions(tree: ast.Module, lines: list[str]) -> Iterator[tuple[str, str]]:
         docstring = ast.get_docstring(node)
         if not docstring or len(node.body) < 2:
             continue
+        described, first = node.body[:2]
+        if node.lineno == described.lineno or described.end_lineno == first.lineno:  # in a line with code
+            continue
         query = " ".join(docstring.split("\n\n")[0].split())
-        head = lines[node.lineno - 1 : node.body[0].lineno - 1]
-        body = lines[node.body[1].lineno - 1 : node.end_lineno]
+        head = lines[node.lineno - 1 : described.lineno - 1]
+        body = lines[first.lineno - 1 : node.end_lineno]
         code = "\n".join([*head, *body])
         yield query, _mask_name(code, node.name)
 

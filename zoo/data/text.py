@@ -70,6 +70,7 @@ class TextPairs(PairDataset):
         columns: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         self.queries, self.documents = queries, documents
+        self.mined: TextPairs = self  # what miners read; its numbers of pairs, queries and documents hold here too
         pairs = np.stack([np.asarray(query_of), np.asarray(document_of)], 1).astype(np.int64)
         self.query_of, self.document_of = pairs.T
         everything = pairs if relevant is None else np.concatenate([pairs, relevant])
@@ -157,6 +158,11 @@ class RetrievalSet:
 
 class TextSource(PairSource):
     """A collection of texts with fixed splits."""
+
+    @property
+    def arena(self) -> str:
+        """Name under which results can be compared."""
+        return self.name
 
     @property
     def report(self) -> dict[str, int]:

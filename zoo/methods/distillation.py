@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.data.pairs import PairBatch
+from zoo.errors import ZooError
 from zoo.losses.distillation import DualMarginMSE, RewardDistillation
 from zoo.methods.dual import DualEncoder, pair_embeddings
 from zoo.negatives.blocks import PairEmbeddings, score_blocks
@@ -70,6 +71,8 @@ class TeacherMargins(nn.Module):
 
     def forward(self, x: PairEmbeddings, teachers: list[PairEmbeddings], stored: Tensor | None) -> Float[Tensor, ""]:
         pairs, own = len(x.queries), x.own_places()
+        if own.shape[1] < 2:
+            raise ZooError("margins take an own negative: set --data.n_negatives 1 and --data.miner (or --data.table)")
         student = (x.query @ x.documents.T).split(pairs, 1)
         first, last = (self.scale * (t.query @ t.documents.T) for t in (teachers[0], teachers[-1]))
         pair = first.gather(1, own) if stored is None else self.scale * stored

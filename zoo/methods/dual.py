@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from zoo.data.pairs import PairBatch
 from zoo.data.text import Side
-from zoo.distributed import gather, gather_with_grad, rank
+from zoo.distributed import average_gradients, gather, gather_with_grad, rank, world_size
 from zoo.losses.scores import at_least_float32, normalize
 from zoo.methods.base import ContrastiveMethod
 from zoo.negatives.blocks import Block, BlockName, PairEmbeddings, Vetting, join, score_blocks
@@ -126,7 +126,7 @@ class DualEncoder(ContrastiveMethod):
 
     def encode(self, batch: PairBatch) -> Encoded:
         """Embeddings of a training batch; with a gradient cache they are leaves, and `backward` does the rest."""
-        embed = self.embed if self.cache_chunk is None else self._embed_cached
+        embed = self._embed_cached if self.cache_chunk is not None and torch.is_grad_enabled() else self.embed
         query, positive = embed(batch.anchor, "query"), embed(batch.positive, "document")
         if batch.negatives is None:
             return Encoded(query, positive, None)
@@ -145,18 +145,24 @@ class DualEncoder(ContrastiveMethod):
             self._cached.append((inputs[rows], side, state, leaf, rows))
         return leaf
 
+    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
+        super().on_train_batch_start(batch, batch_idx)
+        wrapped: Any = self.trainer.strategy.model
+        if self.cache_chunk is not None and hasattr(wrapped, "require_backward_grad_sync"):
+            wrapped.require_backward_grad_sync = False  # DDP expects one backward pass a step; `backward` sums for it
+
     def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
         super().backward(loss, *args, **kwargs)
         cached, self._cached = self._cached, []
-        strategy: Any = self.trainer.strategy if cached else None
-        for number, (inputs, side, state, leaf, rows) in enumerate(cached):
-            last = number == len(cached) - 1
-            ddp = strategy.model if hasattr(strategy.model, "no_sync") else None
-            with nullcontext() if last or ddp is None else ddp.no_sync(), strategy.precision_plugin.forward_context():
-                with _replayed(state, inputs):
-                    embeddings = self.embed(inputs, side)
-                if leaf.grad is not None:
-                    torch.autograd.backward(embeddings, leaf.grad[rows])
+        if not cached:
+            return
+        for inputs, side, state, leaf, rows in cached:
+            with self.trainer.precision_plugin.forward_context(), _replayed(state, inputs):  # type: ignore[attr-defined]
+                embeddings = self.embed(inputs, side)
+            if leaf.grad is not None:
+                torch.autograd.backward(embeddings, leaf.grad[rows])
+        if world_size() > 1:
+            average_gradients(self.parameters())
 
     # Training
 
@@ -210,8 +216,8 @@ class DualEncoder(ContrastiveMethod):
         block = blocks["qd"]
         candidates = Candidates(x.query, x.positive, x.documents, block.weight)  # type: ignore[arg-type]
         candidates.shared_scores = block.scores
-        positives, *mixed = self.transform_candidates(candidates).scores()
-        return positives, *join({**blocks, "qd": Block(*mixed)})
+        positives, scores, mask = self.transform_candidates(candidates).scores()
+        return positives, *join({**blocks, "qd": Block(scores, mask)})
 
     @staticmethod
     def backward_scores(x: PairEmbeddings) -> tuple[Float[Tensor, "B Q"], Bool[Tensor, "B Q"]]:
@@ -239,7 +245,7 @@ def _vetting_metrics(
     metrics = {}
     for name, block in before.items():
         was = torch.ones_like(block.scores, dtype=torch.bool) if block.weight is None else block.weight > 0
-        removed = was & ~(after[name].weight > 0)  # type: ignore[operator]
+        removed = was & ~(after[name].weight > 0) if name in after else was  # type: ignore[operator]
         metrics[f"vetting/removed_{name}"] = removed.sum() / was.sum().clamp_min(1)
         if name == "qd" and x.group is not None and x.document_group is not None:
             false = was & (x.group[:, None] == x.document_group)

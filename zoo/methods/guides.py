@@ -49,6 +49,8 @@ class LexicalGuide(nn.Module):
         vocab_size: entries of the vocabulary, the tokenizer's.
     """
 
+    idf: Tensor
+
     def __init__(self, vocab_size: int = 8192) -> None:
         super().__init__()
         self.vocab_size = vocab_size
@@ -89,6 +91,8 @@ class Bm25Teacher(LexicalGuide):
         k1: saturation of repeated terms.
         b: how much long documents are punished.
     """
+
+    mean_length: Tensor
 
     def __init__(self, vocab_size: int = 8192, k1: float = 1.5, b: float = 0.75) -> None:
         super().__init__(vocab_size)
@@ -133,6 +137,8 @@ class QueryLikelihood(LexicalGuide):
         vocab_size: entries of the vocabulary.
         mu: weight of the collection, in tokens.
     """
+
+    background: Tensor
 
     def __init__(self, vocab_size: int = 8192, mu: float = 50.0) -> None:
         super().__init__(vocab_size)

@@ -72,6 +72,7 @@ class EmbeddingDistillation(DualEncoder):
     def training_step(self, batch: PairBatch, batch_idx: int) -> dict:
         if self.current_epoch < self.teacher_epochs:
             return self._teacher_step(batch)
+        self.teacher.eval()
         with torch.no_grad():
             targets = [self.embed_teacher(t) for t in (batch.anchor, batch.positive)]
         encoded = self.encode(batch)

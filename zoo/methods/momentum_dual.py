@@ -16,6 +16,7 @@ from zoo.data.text import Side, Tokens
 from zoo.data.tokenizers import CodeBPE
 from zoo.distributed import gather
 from zoo.errors import ZooError
+from zoo.losses.scores import at_least_float32, normalize
 from zoo.methods.dual import DualEncoder
 from zoo.methods.momentum import ema_update
 from zoo.negatives.known import known_positives
@@ -154,7 +155,7 @@ class MomentumDualEncoder(DualEncoder):
             for anchor, key in contrasts(self.intra):
                 queue: Any = self.queues[key]
                 scores = momentum_scores(getattr(views, anchor), getattr(views, key), queue.rows)
-                mask = self._mask(batch, known, queue.keys, of_documents=key.endswith("document"))
+                mask = self._mask(batch, known, queue.keys, anchor, key)
                 terms.append(cross_entropy(scores, self.loss.temperature, mask))  # type: ignore[arg-type]
                 if (anchor, key) == ("query", "document"):
                     shown = scores, mask
@@ -174,19 +175,22 @@ class MomentumDualEncoder(DualEncoder):
         views = []
         for tokens, side in ((batch.positive, "document"), (batch.anchor, "query")):
             view: Tokens = tokens if self.augment is None else self.augment(tokens, step, side)
-            with torch.autocast(document.device.type, enabled=False):
-                views.append(nn.functional.normalize(self.key_encoder(view).float(), dim=-1))
+            raw = self.key_encoder(view)
+            with torch.autocast(raw.device.type, enabled=False):
+                views.append(normalize(raw) if self.normalize else at_least_float32(raw))
         return Views(document, query, *views)
 
     @staticmethod
     def _mask(
-        batch: PairBatch, known: Int[Tensor, "B P"], queued: Int[Tensor, " K"], of_documents: bool
+        batch: PairBatch, known: Int[Tensor, "B P"], queued: Int[Tensor, " K"], anchor: str, key: str
     ) -> Bool[Tensor, "B N"]:
-        """Which columns count: the pair itself, and what is not known to belong to it."""
-        if of_documents:
-            same = known_positives(known, torch.cat([batch.positive_key, queued]))
+        """Which columns count: the pair itself, and what is not known to belong to it; of queued queries only the key is."""
+        related = known_positives(known, batch.positive_key)  # [i, j]: document j is relevant to query i
+        if key.endswith("document"):
+            same = torch.cat([related, known_positives(known, queued)], 1)
         else:
             same = batch.anchor_key[:, None] == torch.cat([batch.anchor_key, queued])
+            same[:, : len(batch)] |= related.T if anchor == "document" else related
         return ~same | torch.eye(*same.shape, dtype=torch.bool, device=same.device)
 
     def on_after_backward(self) -> None:

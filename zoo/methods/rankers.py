@@ -134,7 +134,9 @@ class RetrieverRanker(DualEncoder):
                 encoded = self.encode(batch)
             return self._step(self._ranker_loss(batch, documents, present), encoded, present)
         with torch.no_grad():
+            self.ranker.eval()
             judged = self.ranker(batch.anchor, documents).float()
+            self.ranker.train()
         encoded = self.encode(batch)
         with torch.autocast(encoded.query.device.type, enabled=False):
             scores = list_scores(encoded) / self.loss.temperature  # type: ignore[operator]
@@ -196,9 +198,11 @@ class CoupledEstimation(DualEncoder):
             raise ZooError("CET weights mined negatives: set --data.n_negatives and --data.miner (or --data.table)")
         relevance, selection = (self._scores(e, batch) for e in (self.encoder, self.selection))
         with torch.no_grad():
-            self.encoder.eval(), self.selection.eval()
+            for model in (self.encoder, self.selection):
+                model.eval()
             r, s = (self._scores(e, batch)[:, 1:] for e in (self.encoder, self.selection))
-            self.encoder.train(), self.selection.train()
+            for model in (self.encoder, self.selection):
+                model.train()
         mask = batch.negative_mask
         loss = self.coupled(relevance[:, :1], relevance[:, 1:], s, mask)
         loss = loss + self.coupled(selection[:, :1], selection[:, 1:], r, mask)

@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from zoo.data.pairs import PairBatch
-from zoo.distributed import gather, gather_with_grad
+from zoo.distributed import gather, gather_with_grad, world_size
+from zoo.errors import ZooError
 from zoo.losses.scores import normalize
 from zoo.methods.base import ContrastiveMethod
 from zoo.negatives.candidates import Candidates
@@ -52,6 +53,8 @@ class SiameseContrast(ContrastiveMethod):
     """
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> dict:
+        if len(batch) * world_size() == 1 and batch.negatives is None:
+            raise ZooError("one pair has no negatives: raise --data.batch_size")
         z0, z1 = self.encoder(torch.cat([batch.anchor, batch.positive])).chunk(2)
         with torch.autocast(z0.device.type, enabled=False):
             candidates = in_batch_candidates(z0, z1, batch.anchor_key)

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from zoo.errors import ZooError
 from zoo.losses.scores import Weight
 from zoo.negatives.known import known_positives
 
@@ -154,7 +155,9 @@ class HardnessWeight(Vetting):
         super().__init__(start_epoch)
         self.strength, self.on = strength, on
 
-    def forward(self, blocks, embeddings, guide):
+    def forward(
+        self, blocks: dict[BlockName, Block], embeddings: PairEmbeddings, guide: PairEmbeddings | None
+    ) -> dict[BlockName, Block]:
         block = blocks["qd"]
         weight = (self.strength * block.scores.detach()).exp()
         if self.on != "all":
@@ -171,7 +174,9 @@ class OwnNegativesOnly(Vetting):
     NV-Embed trains its second stage this way (Lee et al. 2025, arXiv 2405.17428); set `start_epoch` to where it starts.
     """
 
-    def forward(self, blocks, embeddings, guide):
+    def forward(
+        self, blocks: dict[BlockName, Block], embeddings: PairEmbeddings, guide: PairEmbeddings | None
+    ) -> dict[BlockName, Block]:
         block, own = blocks["qd"], embeddings.own_columns()
         return {"qd": Block(block.scores, own if block.weight is None else block.weight * own)}
 
@@ -194,7 +199,11 @@ class GuideFilter(Vetting):
         super().__init__(start_epoch)
         self.margin, self.relative = margin, relative
 
-    def forward(self, blocks, embeddings, guide):
+    def forward(
+        self, blocks: dict[BlockName, Block], embeddings: PairEmbeddings, guide: PairEmbeddings | None
+    ) -> dict[BlockName, Block]:
+        if guide is None:
+            raise ZooError("GuideFilter asks a guide, and the method has none: set --model.guide")
         removed = guide_removes(guide, list(blocks), self.margin, self.relative)
         kept = {}
         for name, block in blocks.items():

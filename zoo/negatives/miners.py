@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zoo.data.pair_rows import TextTriplets
 from zoo.data.pairs import PairDataset
 from zoo.data.text import TextPairs
 from zoo.errors import ZooError
@@ -61,7 +62,7 @@ class Rules:
         if self.absolute_margin is not None:
             table = table.below_positive(positive_scores, absolute=self.absolute_margin)  # type: ignore[arg-type]
         if self.relative_margin is not None:
-            table = table.below_positive(positive_scores, relative=self.relative_margin)  # type: ignore[arg-type]
+            table = table.below_positive(positive_scores, None, self.relative_margin)  # type: ignore[arg-type]
         if self.max_score is not None:
             table = table.keep(table.scores <= self.max_score, "max_score", score=self.max_score)
         if self.min_score is not None:
@@ -79,6 +80,7 @@ class Rules:
 
 
 Embed = Callable[[Literal["query", "document"]], Tensor]
+Found = tuple[np.ndarray, np.ndarray, np.ndarray | None, dict[str, Any]]
 
 
 class Miner(ABC):
@@ -93,9 +95,7 @@ class Miner(ABC):
         self.depth, self.rules = depth, rules or Rules()
 
     @abstractmethod
-    def search(
-        self, pairs: TextPairs, embed: Embed | None
-    ) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, " N"] | None, dict[str, Any]]:
+    def search(self, pairs: TextPairs, embed: Embed | None) -> Found:
         """Candidates of each *query*: document numbers and scores `[Q, K]`; s+ per query or None; provenance."""
 
     def mine(self, pairs: PairDataset, embed: Embed | None = None) -> NegativeTable:
@@ -110,11 +110,17 @@ class Miner(ABC):
         """
         if not isinstance(pairs, TextPairs):
             raise ZooError(f"{type(self).__name__} mines text pairs, which this data set is not: remove --data.miner")
-        ids, scores, positives, record = self.search(pairs, embed)
+        pairs = pairs.mined
+        ids, scores, positives, record = self.search(pairs, embed and _first(embed, pairs))
         row = pairs.query_of
         table = NegativeTable(ids[row], scores[row], [{"depth": self.depth, **record}])
         table = table.drop_positives(pairs.columns["known"], np.arange(pairs.n_documents))
         return self.rules.apply(table, None if positives is None else positives[row])
+
+
+def _first(embed: Embed, pairs: TextPairs) -> Embed:
+    """Without the embeddings of texts that are appended to those of `pairs`."""
+    return lambda side: embed(side)[: len(pairs.queries if side == "query" else pairs.documents)]
 
 
 class RandomMiner(Miner):
@@ -135,8 +141,20 @@ class RandomMiner(Miner):
         return ids, np.zeros(ids.shape, np.float32), None, {"miner": "random", "seed": self.seed}
 
 
+class NamedNegatives(Miner):
+    """No search: the negatives that the data set's rows name (`zoo.data.PairFiles`, `HubDataset`)."""
+
+    def mine(self, pairs: PairDataset, embed: Embed | None = None) -> NegativeTable:
+        if not isinstance(pairs, TextTriplets):
+            raise ZooError("NamedNegatives needs a data set that names negatives: zoo.data.PairFiles or HubDataset")
+        return self.rules.apply(pairs.table(), None)
+
+    def search(self, pairs: TextPairs, embed: Embed | None) -> Found:
+        raise NotImplementedError
+
+
 class Bm25Miner(Miner):
-    """The documents that share most words with the query (bm25s). Arguments as in `Miner`; margins do not apply."""
+    """The best documents by BM25, those that share a word with the query. Arguments as in `Miner`, but no margins."""
 
     def search(self, pairs, embed):
         from zoo.retrieval import bm25_run
@@ -158,7 +176,7 @@ class EmbeddingMiner(Miner):
         self, depth: int = 50, rules: Rules | None = None, index: Literal["exact", "hnsw", "ivf"] = "exact"
     ) -> None:
         super().__init__(depth, rules)
-        self.index = index
+        self.index: Literal["exact", "hnsw", "ivf"] = index
 
     def search(self, pairs, embed):
         from zoo.search import faiss_top_k, top_k
@@ -184,15 +202,22 @@ def lowest_positive(
     known[pairs.query_of] = pairs.columns["known"]
     lowest = torch.full((len(queries),), torch.inf, device=queries.device, dtype=at_least_float32(queries).dtype)
     for column in torch.as_tensor(known, device=queries.device).unbind(1):
-        score = at_least_float32((queries * documents[column.clamp_min(0)]).sum(1))
+        score = (at_least_float32(queries) * at_least_float32(documents[column.clamp_min(0)])).sum(1)
         lowest = torch.minimum(lowest, score.masked_fill(column < 0, torch.inf))
     return lowest.cpu().numpy()
 
 
 def jaccard(old: NegativeTable, new: NegativeTable) -> float:
-    """Mean overlap of two tables' rows: shared candidates over candidates of either."""
-    shared = np.zeros(len(new))
-    for column in old.ids.T:
-        shared += ((new.ids == column[:, None]) & (column >= 0)[:, None]).any(1)
-    either = old.counts + new.counts - shared
+    """Mean overlap of two tables' rows: shared candidates over candidates of either; 1 where neither has any."""
+    width = int(max(old.ids.max(initial=0), new.ids.max(initial=0))) + 1
+
+    def keys(table: NegativeTable) -> np.ndarray:  # as sets: random draws may repeat
+        row, column = np.nonzero(table.ids >= 0)
+        return np.unique(row * width + table.ids[row, column])
+
+    sides = keys(old), keys(new)
+    shared, *counts = (
+        np.bincount(k // width, minlength=len(new)) for k in (np.intersect1d(*sides, assume_unique=True), *sides)
+    )
+    either = sum(counts) - shared
     return float(np.divide(shared, either, out=np.ones(len(new)), where=either > 0).mean())

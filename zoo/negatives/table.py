@@ -68,18 +68,22 @@ class NegativeTable:
         return self.keep(np.arange(self.ids.shape[1])[None, :] >= n, "skip_top", n=n)
 
     def below_positive(
-        self, positive_scores: np.ndarray, absolute: float = 0.0, relative: float = 0.0
+        self, positive_scores: np.ndarray, absolute: float | None = 0.0, relative: float | None = None
     ) -> NegativeTable:
         """Drop candidates that score too close to the anchor's positive (positive-aware mining).
 
         Args:
             positive_scores: score of each anchor's positive `[N]` under the same miner.
-            absolute: a candidate stays if its score is at most `positive - absolute`.
-            relative: and at most `positive - relative * |positive|`.
+            absolute: a candidate stays if its score is at most `positive - absolute`; None does not ask.
+            relative: and at most `positive - relative * |positive|`; None does not ask.
         """
         positive = positive_scores[:, None]
-        limit = np.minimum(positive - absolute, positive - relative * np.abs(positive))
-        return self.keep(self.scores <= limit, "below_positive", absolute=absolute, relative=relative)
+        kept = np.ones(self.ids.shape, bool)
+        if absolute is not None:
+            kept &= self.scores <= positive - absolute
+        if relative is not None:
+            kept &= self.scores <= positive - relative * np.abs(positive)
+        return self.keep(kept, "below_positive", absolute=absolute, relative=relative)
 
     def drop_positives(self, anchor_keys: np.ndarray, candidate_keys: np.ndarray) -> NegativeTable:
         """Drop candidates that are the anchor's positive by identity.
