@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -108,14 +108,19 @@ def index() -> dict[str, Path]:
     found: dict[str, Path] = {}
     for root in roots():
         here: dict[str, Path] = {}
-        for path in sorted(root.glob("*/**/*.yaml")):
-            if any(part.startswith("_") for part in path.relative_to(root).parts):
-                continue
+        for path in sorted(_recipe_files(root)):
             if path.stem in here:
                 raise ZooError(f"two recipes are named {path.stem!r}: {here[path.stem]} and {path}; rename one")
             here[path.stem] = path
         found = here | found
     return found
+
+
+def _recipe_files(root: Path) -> Iterator[Path]:
+    for folder, below, files in os.walk(root):
+        below[:] = [name for name in below if not name.startswith("_")]
+        if Path(folder) != root:
+            yield from (Path(folder, f) for f in files if f.endswith(".yaml") and not f.startswith("_"))
 
 
 def names() -> list[str]:
