@@ -54,7 +54,7 @@ def test_seed_fixes_choice_and_mistakes(trigger):
     assert one[0] != other[0] and not np.array_equal(one[1], other[1])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 9999))
 def test_grammar_errors_touch_listed_words_only_and_keep_the_layout(seed):
     text = "The parser of a module\n    reads strings; Classes keep it in an address: list_of_the_value."
@@ -139,7 +139,7 @@ def test_masks_spare_the_own_positive():
     assert kept.tolist() == [[0, 1, 1, 1, 0, 1], [0, 1, 0, 1, 1, 1]]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 9999), share=st.floats(0, 1))
 def test_metrics_are_counts_of_rankings(seed, share):
     rng = np.random.default_rng(seed)

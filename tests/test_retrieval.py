@@ -20,7 +20,7 @@ def judged(rng, queries, documents, most=6):
     ]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 999), st.integers(1, 60))
 def test_equals_ir_measures_with_grades_and_unjudged_queries(seed, depth):
     import ir_measures

@@ -80,7 +80,7 @@ def test_blur_and_grey_match_torchvision(kernel):
     assert torch.equal(grey[~where], images[~where])
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(height=st.integers(12, 140), width=st.integers(12, 140), reach=st.integers(1, 11), sigma=st.floats(0.1, 3))
 def test_blur_matches_torchvision_at_any_size(height, width, reach, sigma):
     images, kernel = _images(1, height, width), 2 * reach + 1
@@ -88,7 +88,7 @@ def test_blur_matches_torchvision_at_any_size(height, width, reach, sigma):
     torch.testing.assert_close(gaussian_blur(images, torch.tensor([sigma]), kernel), expected, atol=1e-5, rtol=0)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     height=st.integers(1, 40),
     width=st.integers(1, 40),

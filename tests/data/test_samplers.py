@@ -18,7 +18,7 @@ def epoch(sampler, number):
     return [plan.indices.tolist() for plan in sampler]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(1, 60), st.integers(1, 8), st.integers(1, 3), st.integers(0, 5))
 def test_ranks_partition_every_batch(n, batch_size, world, seed):
     if n < batch_size * world:

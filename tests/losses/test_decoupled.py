@@ -20,7 +20,7 @@ def _scores(b=6, d=5, seed=0):
     return in_batch_candidates(*_views(b, d, seed), torch.arange(b)).scores()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(b=st.integers(2, 8), temperature=st.floats(0.05, 2), seed=st.integers(0, 999))
 def test_coupling_is_the_ratio_of_the_gradients_of_a_free_anchor(b, temperature, seed):
     candidates = in_batch_candidates(*(z.detach() for z in _views(b, seed=seed)), torch.arange(b))
@@ -35,7 +35,7 @@ def test_coupling_is_the_ratio_of_the_gradients_of_a_free_anchor(b, temperature,
     torch.testing.assert_close(q, 1 - full.softmax(1)[:, :1], atol=1e-12, rtol=0)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(b=st.integers(2, 8), temperature=st.floats(0.05, 2), seed=st.integers(0, 999))
 def test_nt_xent_exceeds_dcl_by_softplus_of_the_margin(b, temperature, seed):
     positives, negatives, mask = _scores(b, seed=seed)
@@ -66,7 +66,7 @@ def test_batch_of_one_pair_is_masked_to_zero():
     assert not any(g.any() for g in torch.autograd.grad(value, views))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(b=st.integers(1, 20), sigma=st.floats(0.1, 5), seed=st.integers(0, 999))
 def test_weight_follows_its_formula(b, sigma, seed):
     scores = np.random.default_rng(seed).uniform(-1, 1, (b, 1))

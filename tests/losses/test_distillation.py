@@ -91,7 +91,7 @@ def test_in_batch_part_leaves_out_the_own_pair_wherever_its_column_is():
     assert in_batch_margin_mse(*(x[:1, :1] for x in (s, n, t, m))) == 0
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(a=st.floats(0.05, 3), b=st.floats(0.05, 3), seed=st.integers(0, 99))
 def test_kl_is_torchs_and_zero_for_equal_distributions(a, b, seed):
     s, t = _drawn(3, 5, seed=seed), _drawn(3, 5, seed=seed + 1)
@@ -126,7 +126,7 @@ def _written_out(scores, own, teacher, temperature):
     return total
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(b=st.integers(1, 4), g=st.integers(1, 5), temperature=st.floats(0.02, 2), seed=st.integers(0, 99))
 def test_stabilised_distillation_removes_higher_ranked_candidates_in_turn(b, g, temperature, seed):
     scores, own, teacher = _block(b, g, seed)

@@ -34,7 +34,7 @@ def _nt_xent(z0, z1, keys, temperature):
     return total / len(unit)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(
     keys=st.lists(st.integers(0, 6), min_size=1, max_size=6), temperature=st.floats(0.05, 1), seed=st.integers(0, 99)
 )

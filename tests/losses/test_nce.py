@@ -36,7 +36,7 @@ def _per_row(loss, positives, negatives, weight, temperature):
     return torch.stack(rows).mean()
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(b=st.integers(1, 6), m=st.integers(0, 9), temperature=st.floats(0.02, 2), seed=st.integers(0, 999))
 def test_info_nce_is_torchs_cross_entropy_in_value_and_gradient(b, m, temperature, seed):
     positives, negatives = _scores(b, 1, m, seed)
@@ -50,7 +50,7 @@ def test_info_nce_is_torchs_cross_entropy_in_value_and_gradient(b, m, temperatur
 
 
 @LOSSES
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(p=st.integers(1, 3), seed=st.integers(0, 999))
 def test_formula_with_masks_weights_and_several_positives(loss, p, seed):
     positives, negatives = _scores(p=p, seed=seed)
@@ -129,7 +129,7 @@ def test_module_learns_log_temperature_or_has_no_parameter():
 
 
 @LOSSES
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(counts=st.lists(st.integers(0, 3), min_size=7, max_size=7).filter(any), seed=st.integers(0, 99))
 def test_float_weight_is_that_many_copies(loss, counts, seed):
     positives, negatives = _scores(seed=seed)

@@ -23,7 +23,7 @@ def _softplus(x):
     return math.log1p(math.exp(x))
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(b=st.integers(1, 4), m=st.integers(0, 6), temperature=st.floats(0.1, 2), seed=st.integers(0, 999))
 def test_mean_over_the_usable_pairs_of_the_whole_batch(b, m, temperature, seed):
     positives, negatives = _scores(b, m, seed)
@@ -79,7 +79,7 @@ def _adore(scores, relevant, valid, cut):
     return sum(lists) / len(lists)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cut=st.none() | st.integers(0, 9), seed=st.integers(0, 999))
 def test_rank_weighted_loss_is_the_double_sum(cut, seed):
     _, scores = _scores(5, 8, seed)

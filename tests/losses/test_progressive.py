@@ -24,7 +24,7 @@ def _at(progress, *args, **kwargs):
     return loss
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(progress=st.floats(0, 1), strength=st.floats(0, 5), rank_based=st.booleans(), seed=st.integers(0, 999))
 def test_weights_have_mean_one_and_follow_difficulty(progress, strength, rank_based, seed):
     losses = torch.rand(9, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)) * 5

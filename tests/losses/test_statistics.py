@@ -17,7 +17,7 @@ def _drawn(b, p, m, seed):
     return positives, negatives, mask
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(b=st.integers(1, 5), p=st.integers(1, 3), m=st.integers(2, 9), masked=st.booleans(), seed=st.integers(0, 999))
 def test_statistics_match_numpy(b, p, m, masked, seed):
     positives, negatives, mask = _drawn(b, p, m, seed)
@@ -34,7 +34,7 @@ def test_statistics_match_numpy(b, p, m, masked, seed):
     np.testing.assert_allclose(coupling(*tensors, temperature=0.2), one_minus_p, rtol=1e-10)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(b=st.integers(2, 12), t=st.floats(0.5, 4), seed=st.integers(0, 999))
 def test_uniformity_is_over_pairs_of_different_rows(b, t, seed):
     rows = np.random.default_rng(seed).normal(size=(b, 4))

@@ -34,7 +34,7 @@ def _explicit(positives, negatives, mask, margin, k, temperature, weighted):
     return total / (len(positives) * k)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(k=st.integers(1, 7), weighted=st.booleans(), margin=st.floats(0, 1), seed=st.integers(0, 999))
 def test_formula_also_where_rows_lack_negatives(k, weighted, margin, seed):
     positives, negatives = _scores(seed=seed)
@@ -102,7 +102,7 @@ def _explicit_multi(similarity, positive, p, k, margin):
     return total / (len(similarity) * p * k)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(p=st.integers(1, 4), k=st.integers(1, 5), seed=st.integers(0, 999))
 def test_several_positives_also_where_rows_lack_some(p, k, seed):
     _, similarity = _scores(4, 7, seed)

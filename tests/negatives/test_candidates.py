@@ -60,7 +60,7 @@ def test_query_of_the_positive_may_differ():
     torch.testing.assert_close(negatives, base.query @ base.shared.T)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(n=st.integers(1, 12), masked=st.booleans(), seed=st.integers(0, 999))
 def test_hardest_are_the_top_of_what_is_not_masked(n, masked, seed):
     mask = _mask(3, 8, seed) if masked else None

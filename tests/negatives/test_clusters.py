@@ -22,7 +22,7 @@ def _blobs(groups=8, each=16, dim=10, noise=0.05, seed=0):
     return normalize(centres[label] + noise * torch.randn(len(label), dim, generator=generator), dim=1), label
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(n=st.integers(1, 70), share=st.floats(0, 1), seed=st.integers(0, 99))
 def test_sizes_differ_by_at_most_one(n, share, seed):
     k = max(1, math.ceil(share * n))
@@ -89,7 +89,7 @@ def test_size_doubles_at_the_given_epochs():
     assert cluster_size(100, ()) == 1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(b=st.integers(0, 5), p=st.integers(0, 4), m=st.integers(0, 6), seed=st.integers(0, 99))
 def test_known_positives_by_key(b, p, m, seed):
     generator = torch.Generator().manual_seed(seed)

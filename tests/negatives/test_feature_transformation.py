@@ -22,7 +22,7 @@ def _score(pair):
     return (pair[0] * pair[1]).sum(1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(lam=st.floats(1, 2), seed=st.integers(0, 999))
 def test_scalar_extrapolation_identities(lam, seed):
     q, k = _unit(5, 6, seed=seed), _unit(5, 6, seed=seed + 1)
@@ -36,7 +36,7 @@ def test_scalar_extrapolation_identities(lam, seed):
         torch.testing.assert_close(one, two / two.norm(dim=1, keepdim=True))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 999))
 def test_elementwise_extrapolation_identities(seed):
     q, k = _unit(5, 6, seed=seed), _unit(5, 6, seed=seed + 1)
@@ -48,7 +48,7 @@ def test_elementwise_extrapolation_identities(seed):
     torch.testing.assert_close(pair[0], k + lam * (q - k))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(gam=st.floats(0, 1), elementwise=st.booleans(), seed=st.integers(0, 999))
 def test_interpolation_lies_between_its_parents(gam, elementwise, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -169,7 +169,7 @@ def test_negatives_are_scored_with_either_query():
 
 
 @MODES
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=st.integers(0, 999))
 def test_every_step_lowers_the_score_of_positives(mode, seed):
     torch.manual_seed(seed)

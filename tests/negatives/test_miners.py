@@ -65,7 +65,7 @@ def by_hand(pairs, sides, depth, r):
         yield left[: r.within][r.skip_top :][: r.keep]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     SEEDS,
     st.builds(

@@ -25,7 +25,7 @@ def _mix(b=4, m=12, n=5, s=6, t=3, seed=0):
     return query, negatives, pool, MixChoices.draw(query, n, s, t)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 999))
 def test_formula_and_unit_norm(seed):
     query, negatives, pool, c = _mix(seed=seed)
@@ -42,7 +42,7 @@ def test_formula_and_unit_norm(seed):
         torch.testing.assert_close(made.norm(dim=2), torch.ones(made.shape[:2], dtype=F64), atol=1e-6, rtol=0)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 999))
 def test_mixing_the_query_in_makes_harder_and_nothing_of_it_the_same(seed):
     query, negatives, pool, c = _mix(n=12, seed=seed)
@@ -81,7 +81,7 @@ def test_every_query_mixes_its_own_pool():
         torch.testing.assert_close(inside.norm(dim=1), torch.ones(100, dtype=F64))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(n=st.integers(1, 12), share=st.sampled_from([0.0, 0.2, 0.6, 1.0]), seed=st.integers(0, 999))
 def test_pool_is_the_top_of_what_is_not_masked(n, share, seed):
     mask = torch.rand(4, 9, generator=torch.Generator().manual_seed(seed)) < share

@@ -31,7 +31,7 @@ def _filled(size=7, n=5):
     return queue
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(size=st.integers(1, 7), batches=st.lists(st.integers(1, 17), max_size=6))
 def test_first_in_first_out(size, batches):
     queue = Queue(size, 4)
@@ -52,7 +52,7 @@ def test_rows_start_as_distinct_directions():
     assert rows.mean(0).norm() < 0.2
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(stored=st.lists(st.integers(0, 5), max_size=9), keys=st.lists(st.integers(0, 5), min_size=1, max_size=6))
 def test_mask_drops_rows_of_the_same_content(stored, keys):
     queue = Queue(6, 4)

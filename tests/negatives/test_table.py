@@ -37,7 +37,7 @@ def _assert_is(table, want, before, **record):
     assert table.provenance == [*before.provenance, {**record, "rejected": rejected}]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=SEEDS)
 def test_keep(seed):
     table, rng = _table(seed)
@@ -49,14 +49,14 @@ def test_keep(seed):
     assert len(table.provenance) == 1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS, n=st.integers(0, 9))
 def test_skip_top(seed, n):
     table, _ = _table(seed)
     _assert_is(table.skip_top(n), [row[n:] for row in _rows(table)], table, rule="skip_top", n=n)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=SEEDS, absolute=st.sampled_from([0.0, 0.125, 0.5]), relative=st.sampled_from([0.0, 0.25, 0.5]))
 def test_below_positive(seed, absolute, relative):
     table, rng = _table(seed)
@@ -69,7 +69,7 @@ def test_below_positive(seed, absolute, relative):
     _assert_is(got, want, table, rule="below_positive", absolute=absolute, relative=relative)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=SEEDS, several=st.booleans())
 def test_drop_positives(seed, several):
     table, rng = _table(seed)
@@ -82,7 +82,7 @@ def test_drop_positives(seed, several):
     _assert_is(table.drop_positives(anchor_keys, candidate_keys), want, table, rule="drop_positives")
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=SEEDS, n=st.integers(1, 10))
 def test_draw_gives_distinct_candidates_and_pads(seed, n):
     table, rng = _table(seed)
@@ -113,7 +113,7 @@ def test_rules_chain_and_each_counts_its_own_toll():
     assert table.ids.tolist() == [[2, -1, -1, -1], [3, -1, -1, -1]] and table.counts.tolist() == [1, 1]
 
 
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 @given(seed=SEEDS)
 def test_saved_table_comes_back(seed, tmp_path_factory):
     table = _table(seed)[0].skip_top(1)
