@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from zoo import recipes, results
-from zoo.commands.options import Options, console, split_words
+from zoo.commands.options import SweepOptions, console
 from zoo.commands.verify import finished, make_job, run_jobs
-from zoo.errors import ZooError
 from zoo.results import Result
 
 USAGE = (
@@ -42,23 +41,13 @@ def main(args: Sequence[str]) -> int:
     Returns:
         0 whatever the attack achieves, 1 if a run failed.
     """
-    words, rest = split_words(args)
-    parser = Options(
-        USAGE,
-        "Trains recipes on poisoned pairs (overlay `poisoned`) and searches for planted passages; runs what is missing.",
+    about = (
+        "Trains recipes on poisoned pairs (overlay `poisoned`) and searches for planted passages; runs what is missing."
     )
+    parser = SweepOptions(USAGE, about, 3, CHOSEN)
     parser.add_argument("--rates", type=_rates, default=[0.0, 0.05, 0.2], help="poisoned shares (default 0,0.05,0.2)")
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 to N-1 (default 3)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share the cores")
     parser.add_argument("--format", choices=("table", "json"), default="table")
-    options, overrides = parser.parse_known_args(rest)
-    if not words:
-        raise ZooError(f"which recipe? usage: {USAGE}; see `python -m zoo list`")
-    if options.seeds < 1 or options.jobs < 1:
-        raise ZooError("--seeds and --jobs must be at least 1")
-    for key, _ in recipes.parse_overrides(overrides):
-        if key in CHOSEN:
-            raise ZooError(f"attack chooses {key} itself; {CHOSEN[key]}")
+    words, options, overrides = parser.read_sweep("attack", args)
     for name in words:
         recipes.load_card(name, [OVERLAY])
     settings = {(r, rate): [*overrides, RATE, f"{rate:g}"] for r in dict.fromkeys(words) for rate in options.rates}

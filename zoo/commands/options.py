@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from zoo.errors import ZooError
-from zoo.recipes import suggest
+from zoo.recipes import parse_overrides, suggest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,6 +33,39 @@ class Options(argparse.ArgumentParser):
             known = [option for action in self._actions for option in action.option_strings]
             raise ZooError(f"unknown argument {unknown[0]!r}{suggest(unknown[0], known)}; usage: {self.usage}")
         return values
+
+
+class SweepOptions(Options):
+    """Options of the commands that run recipes over seeds: `--seeds`, `--jobs`, and what every run gets.
+
+    Args:
+        usage, description: as in argparse.
+        seeds: default number of seeds.
+        chosen: options that the command sets itself, and why.
+    """
+
+    def __init__(self, usage: str, description: str, seeds: int, chosen: Mapping[str, str]) -> None:
+        super().__init__(usage, description)
+        self.chosen = chosen
+        self.add_argument("--seeds", type=int, default=seeds, help=f"seeds 0 to N-1 (default {seeds})")
+        self.add_argument("--jobs", type=int, default=1, help="runs at once; they share the cores")
+
+    def read_sweep(self, command: str, args: Sequence[str]) -> tuple[list[str], argparse.Namespace, list[str]]:
+        """Bare words, options, and the overrides that are not the command's own.
+
+        Raises:
+            ZooError: no recipe, a number below 1, or an override that the command chooses.
+        """
+        words, rest = split_words(args)
+        options, overrides = self.parse_known_args(rest)
+        if not words:
+            raise ZooError(f"which recipe? usage: {self.usage}; see `python -m zoo list`")
+        if options.seeds < 1 or options.jobs < 1:
+            raise ZooError("--seeds and --jobs must be at least 1")
+        for key, _ in parse_overrides(overrides):
+            if key in self.chosen:
+                raise ZooError(f"{command} chooses {key} itself; {self.chosen[key]}")
+        return words, options, overrides
 
 
 def split_words(args: Sequence[str]) -> tuple[list[str], list[str]]:

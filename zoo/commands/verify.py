@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import IO
 
 from zoo import recipes, results
-from zoo.commands.options import Options, console, split_words
+from zoo.commands.options import SweepOptions, console
 from zoo.errors import ZooError
 from zoo.results import Result
 
 USAGE = "zoo verify RECIPE [OVERLAY...] [--seeds N] [--jobs N] [--commit] [--model.x VALUE ...]"
+CHOSEN: dict[str, str] = dict.fromkeys(("--seed_everything", "--ckpt_path"), "--seeds N says how many seeds")
 
 
 @dataclass
@@ -44,20 +45,10 @@ def main(args: Sequence[str]) -> int:
     Returns:
         0 whatever the verdict, 1 if a run failed.
     """
-    words, rest = split_words(args)
-    parser = Options(USAGE, "Method against baseline over seeds; runs what is missing and continues where it stopped.")
-    parser.add_argument("--seeds", type=int, default=5, help="seeds 0 to N-1 (default 5)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once; they share the cores")
+    about = "Method against baseline over seeds; runs what is missing and continues where it stopped."
+    parser = SweepOptions(USAGE, about, 5, CHOSEN)
     parser.add_argument("--commit", action="store_true", help="write the results into zoo/_results")
-    options, overrides = parser.parse_known_args(rest)
-    if not words:
-        raise ZooError(f"which recipe? usage: {USAGE}; see `python -m zoo list`")
-    if options.seeds < 1 or options.jobs < 1:
-        raise ZooError("--seeds and --jobs must be at least 1")
-    for key, _ in recipes.parse_overrides(overrides):
-        if key in ("--seed_everything", "--ckpt_path"):
-            raise ZooError(f"verify chooses {key} itself; --seeds N says how many seeds")
-    name, *overlays = words
+    (name, *overlays), options, overrides = parser.read_sweep("verify", args)
     card = recipes.load_card(name, overlays)
     if not card.claim:
         raise ZooError(f"{name} claims nothing: its card has no `claim`")

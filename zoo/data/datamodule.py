@@ -77,21 +77,26 @@ class NegativesDataModule(pl.LightningDataModule):
         self._served: tuple[int, int] = (0, 0)
         self._fetcher: _Fetcher | None = None
         self._given: str | None = None
+        self._tokenizer_ready = False
 
     def prepare_data(self) -> None:
         self.source.prepare(self.root)
-        if self.tokenizer is not None:
-            self.tokenizer.prepare(self.source, self.root)
+        self._prepare_tokenizer()
 
     def setup(self, stage: str) -> None:
         self._seed = self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
-        if self.tokenizer is not None:
-            self.tokenizer.prepare(self.source, self.root)
+        self._prepare_tokenizer()
         if isinstance(self.table, Path):
             self.table = NegativeTable.load(self.table)
         elif self.table is None and self.miner is not None and stage == "fit":
             self.table = self.miner.mine(self.train_pairs)
         self._given = self.table.fingerprint if isinstance(self.table, NegativeTable) else None
+
+    def _prepare_tokenizer(self) -> None:
+        # Rank 0 comes here through `prepare_data` already, and every process once more for each stage.
+        if self.tokenizer is not None and not self._tokenizer_ready:
+            self.tokenizer.prepare(self.source, self.root)
+            self._tokenizer_ready = True
 
     @cached_property
     def train_pairs(self) -> PairDataset:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
+from zoo.data.cache import cache_folder
 from zoo.data.images import ImagePairs
 from zoo.data.pairs import PairSource, Split
 from zoo.errors import ZooError
@@ -196,14 +196,13 @@ class Shapes(PairSource):
 
     def _cached(self, split: Split, root: Path | None) -> Path:
         # The file's name carries everything that its contents depend on, this file's text included.
-        folder = Path(root or os.environ.get("ZOO_CACHE") or Path.home() / ".cache" / "zoo")
+        folder = cache_folder(root)
         arguments = (self.size, self.seed, tuple(self.scale), self.rotation, self.distractors, self.texture)
         identity = hashlib.sha256(repr((arguments, split, self.lengths[split])).encode() + Path(__file__).read_bytes())
         path = folder / f"shapes-{split}-{identity.hexdigest()[:12]}.npy"
         if not path.exists():
             images = self.render(split)
             try:
-                folder.mkdir(parents=True, exist_ok=True)
                 with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
                     np.save(file, images)
                 Path(file.name).replace(path)

@@ -15,7 +15,7 @@ from typing import SupportsIndex, overload
 
 import numpy as np
 
-from zoo.data.tokenizers import cache_folder
+from zoo.data.cache import cache_folder
 from zoo.errors import ZooError
 
 _VERSION = 1  # of what is taken from a file, and of the layout of the cache

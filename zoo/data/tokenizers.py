@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from zoo.data.cache import cache_folder
 from zoo.data.pairs import PairSource
 from zoo.data.text import Side, TextPairs, Tokens
 from zoo.errors import ZooError
@@ -163,17 +164,3 @@ class CodeBPE(Tokenizer):
         for text, row in zip(missing, self._bpe.encode_batch([words(t[: 40 * length]) for t in missing]), strict=True):
             self._memo[text, length] = np.array(row.ids[:length], np.int64)
         return [self._memo[text, length] for text in texts]
-
-
-def cache_folder(root: Path | None) -> Path:
-    """Folder of cached data: `root`, `$ZOO_CACHE`, or `~/.cache/zoo`.
-
-    Raises:
-        ZooError: it cannot be made.
-    """
-    folder = Path(root or os.environ.get("ZOO_CACHE") or Path.home() / ".cache" / "zoo")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ZooError(f"cannot write the cache {folder} ({error}): set ZOO_CACHE") from error
-    return folder
