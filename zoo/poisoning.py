@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from zoo.data.text import Side, TextPairs
+from zoo.data.collections import Side
+from zoo.data.text import TextPairs
 from zoo.errors import ZooError
 
 _WORDS = re.compile(r"\b[A-Za-z]+\b")  # not the parts of some_name

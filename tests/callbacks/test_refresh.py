@@ -11,6 +11,7 @@ from torch import nn
 
 from zoo.callbacks.refresh import RefreshNegatives
 from zoo.data.datamodule import NegativesDataModule
+from zoo.data.samplers import RandomBatches
 from zoo.data.text import TextPairs, TextSource
 from zoo.data.tokenizers import Tokenizer
 from zoo.errors import ZooError
@@ -210,6 +211,6 @@ def test_logs_what_it_found(tmp_path):
 def test_mistakes_are_one_line(tmp_path):
     with pytest.raises(ZooError, match="num_workers 0"):
         run(tmp_path, RefreshNegatives(miner(), every_n_steps=5), workers=1)
-    trainer = SimpleNamespace(datamodule=SimpleNamespace(n_negatives=0))
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(n_negatives=0, sampler=RandomBatches()))
     with pytest.raises(ZooError, match=r"set --data\.n_negatives"):
         RefreshNegatives(miner()).on_fit_start(trainer, None)

@@ -13,8 +13,9 @@ from tests.data.test_text import QUERIES, Letters, Source
 from zoo.callbacks import encoding
 from zoo.callbacks.encoding import encode, undisturbed
 from zoo.callbacks.retrieval import RetrievalEvaluation
+from zoo.data.collections import OneSide, RetrievalSet
 from zoo.data.datamodule import NegativesDataModule
-from zoo.data.text import RetrievalSet, TextPairs, Texts
+from zoo.data.text import TextPairs
 from zoo.losses import InfoNCE
 from zoo.losses.regression import EmbeddingRegression
 from zoo.losses.scores import normalize
@@ -153,10 +154,10 @@ def stub(module):
 @pytest.mark.parametrize("side", ["query", "document"])
 def test_encode_returns_every_text_in_order(side):
     module, texts = dual(), COLLECTION if side == "document" else ASKED
-    found = encode(stub(module), module, Texts(texts, side))
+    found = encode(stub(module), module, OneSide(texts, side))
     torch.testing.assert_close(found, embedded(module, texts, side))
     assert found.dtype == torch.float32 and not found.requires_grad
-    assert encode(stub(module), module, Texts(["one"], side)).shape == (1, 16)
+    assert encode(stub(module), module, OneSide(["one"], side)).shape == (1, 16)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 30])
@@ -166,10 +167,10 @@ def test_every_rank_encodes_its_share_and_has_everything(ranks, monkeypatch):
     monkeypatch.setattr(encoding, "gather", lambda x: sent.append(x) or torch.cat([x] * ranks))
     for number in range(ranks):
         monkeypatch.setattr(encoding, "rank", lambda number=number: number)
-        encode(on, module, Texts(COLLECTION, "document"))
+        encode(on, module, OneSide(COLLECTION, "document"))
     assert len({x.shape for x in sent}) <= 1  # or processes would wait for each other
     monkeypatch.setattr(encoding, "gather", lambda _: torch.cat(sent))
-    found = encode(on, module, Texts(COLLECTION, "document"))
+    found = encode(on, module, OneSide(COLLECTION, "document"))
     torch.testing.assert_close(found, embedded(module, COLLECTION, "document"))
     assert len(sent) == (ranks if ranks <= 10 else 0)  # 66 texts are 10 batches
 
@@ -181,7 +182,7 @@ def test_encoding_disturbs_nothing():
     modes = [m.training for m in module.modules()]
     torch.manual_seed(3)
     state = torch.get_rng_state()
-    first, second = (encode(stub(module), module, Texts(QUERIES, "query")) for _ in range(2))
+    first, second = (encode(stub(module), module, OneSide(QUERIES, "query")) for _ in range(2))
     assert torch.equal(first, second)
     assert torch.equal(torch.get_rng_state(), state) and [m.training for m in module.modules()] == modes
     with undisturbed(module):

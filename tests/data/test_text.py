@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zoo.data.collections import OneSide, RetrievalSet, known_documents
 from zoo.data.datamodule import NegativesDataModule
-from zoo.data.text import RetrievalSet, TextPairs, Texts, TextSource, Tokens, known_documents
+from zoo.data.text import TextPairs, TextSource, Tokens
 from zoo.data.tokenizers import Tokenizer, padded
 from zoo.errors import ZooError
 from zoo.negatives.miners import RandomMiner
@@ -78,8 +79,8 @@ def test_known_documents(found):
 
 
 def test_one_side_alone():
-    assert Texts(DOCUMENTS, "document").fetch([1, 0]) == (None, ["dd", "d"])
-    assert Texts(QUERIES, "query").fetch([2]) == (["two"], None) and Texts(QUERIES, "query")[1] == ("one", None)
+    assert OneSide(DOCUMENTS, "document").fetch([1, 0]) == (None, ["dd", "d"])
+    assert OneSide(QUERIES, "query").fetch([2]) == (["two"], None) and OneSide(QUERIES, "query")[1] == ("one", None)
     documents, queries = Source().evaluation("test", None)
     assert (documents.side, len(documents), queries.side, len(queries)) == ("document", 4, "query", 3)
 

@@ -8,8 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from zoo.data.collections import OneSide
 from zoo.data.pairs import PairSource
-from zoo.data.text import TextPairs, Texts, TextSource
+from zoo.data.text import TextPairs, TextSource
 from zoo.data.tokenizers import CodeBPE, cache_folder, words
 from zoo.errors import ZooError
 
@@ -135,7 +136,7 @@ def test_only_texts_are_read(tmp_path):
             pass
 
         def split(self, split, root):
-            return Texts([], "query")
+            return OneSide([], "query")
 
     with pytest.raises(ZooError, match="shapes has none"):
         CodeBPE().prepare(Images(), tmp_path)

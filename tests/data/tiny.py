@@ -2,7 +2,8 @@
 
 import numpy as np
 
-from zoo.data.text import RetrievalSet, TextPairs, TextSource
+from zoo.data.collections import RetrievalSet
+from zoo.data.text import TextPairs, TextSource
 
 SUBJECTS = ("buffer", "class", "file", "header", "list", "module", "parser", "stream", "string", "thread")
 VERBS = ("close", "copy", "find", "open", "parse", "read", "sort", "write")

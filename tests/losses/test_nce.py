@@ -171,3 +171,24 @@ def test_masked_positives_are_absent_and_rows_without_any_count_nothing():
         torch.testing.assert_close(value, torch.stack([r.double() for r in rows]).mean())
         for gradient in torch.autograd.grad(value, (positives, negatives)):
             assert not gradient[2].any() and gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 0.5])
+def test_label_smoothing_is_that_of_cross_entropy(smoothing):
+    scores = torch.randn(5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.cross_entropy(
+        scores / 0.2, torch.zeros(5, dtype=torch.int64), label_smoothing=smoothing
+    )
+    loss = info_nce(scores[:, :1], scores[:, 1:], temperature=0.2, label_smoothing=smoothing)
+    assert torch.allclose(loss, expected)
+    padded = torch.cat([scores[:, 1:], torch.full((5, 3), 9.0, dtype=torch.float64)], 1)
+    mask = torch.arange(9) < 6
+    assert torch.allclose(info_nce(scores[:, :1], padded, mask.expand(5, 9), 0.2, smoothing), expected)
+
+
+def test_a_learned_temperature_is_held_in_its_range():
+    loss = InfoNCE(0.07, learn_temperature=True, min_temperature=0.01)
+    for wanted, held in ((0.001, 0.01), (5.0, 1.0), (0.3, 0.3)):
+        loss.log_temperature.data.fill_(wanted).log_()
+        loss.clamp()
+        assert loss.temperature.item() == pytest.approx(held)

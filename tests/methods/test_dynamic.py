@@ -28,7 +28,7 @@ class Data:
 
     def encode_loader(self, dataset):
         self.loads += 1
-        for rows in torch.tensor([int(text) for text in dataset.texts]).split(5):
+        for rows in torch.tensor([int(text) for text in dataset.items]).split(5):
             yield PairBatch(None, self.documents[rows], rows, rows, rows)
 
     def batch(self, seed=0):

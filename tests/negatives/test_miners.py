@@ -180,7 +180,7 @@ def test_what_a_miner_cannot_do_is_one_line():
         RandomMiner(rules=Rules(relative_margin=0.05)).mine(pairs)
     with pytest.raises(ZooError, match="needs an encoder"):
         EmbeddingMiner().mine(pairs)
-    with pytest.raises(ZooError, match="RandomMiner mines text pairs"):
+    with pytest.raises(ZooError, match="RandomMiner mines pairs of two collections"):
         RandomMiner().mine(Other())
     assert len(mined(pairs, sides, depth=999).ids[0]) == DOCUMENTS  # deeper than the collection is all of it
 

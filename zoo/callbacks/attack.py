@@ -8,8 +8,8 @@ from typing import Any
 import lightning.pytorch as pl
 
 from zoo.callbacks.encoding import encode
+from zoo.data.collections import OneSide
 from zoo.data.poisoned import Poisoned
-from zoo.data.text import Texts
 from zoo.errors import ZooError
 from zoo.poisoning import attack_metrics, chance_of_attack
 from zoo.retrieval import relevance_of
@@ -37,11 +37,11 @@ class BackdoorEvaluation(pl.Callback):
         source = _source(trainer)
         data = source.retrieval("test", trainer.datamodule.root)
         n_clean = len(data.documents) - source.n_attack
-        documents = encode(trainer, pl_module, Texts(data.documents, "document"))
+        documents = encode(trainer, pl_module, OneSide(data.documents, "document"))
         chance = chance_of_attack(source.n_attack, len(data.documents), self.ks)
         found = {f"attack/chance@{k}": float(x) for k, x in zip(self.ks, chance, strict=True)}
         for suffix, queries in (("", source.triggered(data.queries)), ("_clean", data.queries)):
-            embedded = encode(trainer, pl_module, Texts(queries, "query"))
+            embedded = encode(trainer, pl_module, OneSide(queries, "query"))
             ids = top_k(embedded, documents, min(max(self.ks), len(documents)))[1].cpu()
             metrics = attack_metrics(ids >= n_clean, relevance_of(ids, data.relevance) > 0, self.ks)
             for name, shares in zip(("asr", "hit", "safe_hit"), metrics, strict=True):

@@ -12,7 +12,7 @@ import torch
 
 from zoo.callbacks.encoding import encode
 from zoo.data.cluster_samplers import ClusteredBatches
-from zoo.data.text import Side, TextPairs, Texts
+from zoo.data.collections import CollectionPairs, OneSide, Side
 from zoo.errors import ZooError
 from zoo.losses.scores import normalize
 from zoo.negatives.clusters import balanced_clusters, kmeans
@@ -75,9 +75,9 @@ class RefreshClusters(pl.Callback):
             pl_module.log("refresh/seconds", time.perf_counter() - start)
 
     def _refresh(self, trainer: Any, pl_module: Any, epoch: int) -> None:
-        pairs: TextPairs = trainer.datamodule.train_pairs
+        pairs: CollectionPairs = trainer.datamodule.train_pairs
         texts, rows = (pairs.queries, pairs.query_of) if self.side == "query" else (pairs.documents, pairs.document_of)
-        points = normalize(encode(trainer, pl_module, Texts(texts, self.side)))
+        points = normalize(encode(trainer, pl_module, OneSide(texts, self.side)))
         if self.method == "kmeans":
             assigned = kmeans(points, min(self.n_clusters, len(points)), self.seed)
             self.clusters = np.asarray(assigned.cpu())[rows]

@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from zoo.callbacks.encoding import encode
-from zoo.data.text import TextPairs, Texts
+from zoo.data.collections import CollectionPairs, OneSide
 from zoo.distributed import rank, world_size
 from zoo.errors import ZooError
 from zoo.negatives.miners import Miner, jaccard
@@ -52,7 +52,7 @@ class RefreshNegatives(pl.Callback):
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         data = trainer.datamodule
-        if not data.n_negatives:
+        if not data.n_negatives and not data.sampler.reads_table:
             raise ZooError("RefreshNegatives has nobody to serve: set --data.n_negatives and --data.miner")
         if self.every_n_steps is not None and data.num_workers:
             raise ZooError("refreshing within an epoch takes --data.num_workers 0: workers hold the old table")
@@ -90,10 +90,10 @@ class RefreshNegatives(pl.Callback):
 
     def _refresh(self, trainer: Any, pl_module: Any, step: int) -> None:
         start = time.perf_counter()
-        pairs: TextPairs = trainer.datamodule.train_pairs
+        pairs: CollectionPairs = trainer.datamodule.train_pairs
         sides = {
-            "query": encode(trainer, pl_module, Texts(pairs.queries, "query")),
-            "document": encode(trainer, pl_module, Texts(pairs.documents, "document")),
+            "query": encode(trainer, pl_module, OneSide(pairs.queries, "query")),
+            "document": encode(trainer, pl_module, OneSide(pairs.documents, "document")),
         }
 
         def embed(side: Literal["query", "document"]) -> Tensor:

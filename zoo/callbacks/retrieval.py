@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from zoo.callbacks.encoding import encode
+from zoo.data.collections import RetrievalSet
 from zoo.data.pairs import Split
-from zoo.data.text import RetrievalSet
 from zoo.quantise import truncate
 from zoo.retrieval import bm25_run, retrieval_metrics
 from zoo.search import top_k

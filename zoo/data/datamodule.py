@@ -10,14 +10,15 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from zoo.data.collections import Side
 from zoo.data.pairs import PairBatch, PairDataset, PairSource, Split
 from zoo.data.samplers import BatchPlan, BatchSampler, RandomBatches
-from zoo.data.text import Side
 from zoo.data.tokenizers import Tokenizer
 from zoo.errors import ZooError
+from zoo.negatives.generators import NegativeGenerator
 from zoo.negatives.miners import Miner
 from zoo.negatives.table import NegativeTable
 
@@ -35,10 +36,12 @@ class NegativesDataModule(pl.LightningDataModule):
         batch_size: pairs per device and step.
         transform: runs on the training device: `forward(PairBatch) -> PairBatch` makes the views of a training batch,
             `evaluate(inputs)` prepares inputs for evaluation. None leaves batches as they are.
-        tokenizer: makes tokens of texts, in the loader processes; None leaves inputs as they are.
+        tokenizer: makes tokens of texts, in the loader processes; None leaves them as they are.
         sampler: which pairs share a batch.
-        table: folder of a saved NegativeTable, or the table itself, from which explicit negatives are drawn.
+        table: folder of a saved NegativeTable, or the table itself, from which explicit negatives are drawn or a sampler
+            composes batches.
         miner: makes the table from the training pairs where none is given; a callback may replace it later.
+        generator: makes explicit negatives, instead of a table.
         n_negatives: explicit negatives per anchor, drawn afresh each epoch.
         balanced: draw the one negative uniformly over so many bins of the miner's score instead of uniformly over the
             candidates (TAS-Balanced); 0 does not.
@@ -57,6 +60,7 @@ class NegativesDataModule(pl.LightningDataModule):
         sampler: BatchSampler | None = None,
         table: Path | NegativeTable | None = None,
         miner: Miner | None = None,
+        generator: NegativeGenerator | None = None,
         n_negatives: int = 0,
         balanced: int = 0,
         eval_batch_size: int = 512,
@@ -64,13 +68,17 @@ class NegativesDataModule(pl.LightningDataModule):
         seed: int | None = None,
     ) -> None:
         super().__init__()
-        if (table is None and miner is None) != (n_negatives == 0):
+        self.sampler = RandomBatches() if sampler is None else sampler  # an unbound sampler has no length
+        mined = table is not None or miner is not None
+        if (n_negatives > 0 and not mined) or (mined and n_negatives == 0 and not self.sampler.reads_table):
             raise ZooError("explicit negatives take --data.n_negatives, and --data.table or --data.miner")
+        if n_negatives and generator is not None:
+            raise ZooError("explicit negatives come from a table or from a generator: remove one of the two")
         if balanced and n_negatives != 1:
             raise ZooError("--data.balanced draws one negative per anchor: set --data.n_negatives 1")
         self.source, self.root, self.batch_size, self.transform = source, root, batch_size, transform
         self.tokenizer = tokenizer
-        self.sampler = RandomBatches() if sampler is None else sampler  # an unbound sampler has no length
+        self.generator = generator
         self.table, self.miner, self.n_negatives = table, miner, n_negatives
         self.balanced = balanced
         self.eval_batch_size, self.num_workers, self.seed = eval_batch_size, num_workers, seed
@@ -91,6 +99,8 @@ class NegativesDataModule(pl.LightningDataModule):
         elif self.table is None and self.miner is not None and stage == "fit":
             self.table = self.miner.mine(self.train_pairs)
         self._given = self.table.fingerprint if isinstance(self.table, NegativeTable) else None
+        if isinstance(self.table, NegativeTable):
+            self.set_table(self.table)
 
     def _prepare_tokenizer(self) -> None:
         # Rank 0 comes here through `prepare_data` already, and every process once more for each stage.
@@ -104,9 +114,11 @@ class NegativesDataModule(pl.LightningDataModule):
         return self.source.split("train", self.root)
 
     def set_table(self, table: NegativeTable) -> None:
-        """Draw explicit negatives from another table, from the next batch on."""
+        """Draw explicit negatives from another table, from the next batch on; compose batches from it from the next epoch."""
         self.table = table
-        if self._fetcher is not None:
+        if self.sampler.reads_table:
+            self.sampler.set_table(table)
+        if self._fetcher is not None and self.n_negatives:
             self._fetcher.table = table
 
     def train_dataloader(self) -> DataLoader:
@@ -115,8 +127,9 @@ class NegativesDataModule(pl.LightningDataModule):
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
         self.sampler.bind(dataset, self.batch_size, self._seed, rank, world)
         self.sampler.epoch, self.sampler.start = self._served
-        table = self.table if isinstance(self.table, NegativeTable) else None  # a path was loaded in `setup`
-        self._fetcher = _Fetcher(dataset, self._seed, self.tokenizer, table, self.n_negatives, self.balanced)
+        self._fetcher = _Fetcher(dataset, self._seed, self.tokenizer, self.n_negatives, self.balanced, self.generator)
+        if self.n_negatives and isinstance(self.table, NegativeTable):  # a path was loaded in `setup`
+            self._fetcher.table = self.table
         return self._loader(self._fetcher, self.sampler)
 
     def evaluation_dataloaders(self, split: Split) -> list[DataLoader]:
@@ -149,10 +162,11 @@ class NegativesDataModule(pl.LightningDataModule):
         return batch if self.transform is None else self.transform(batch)
 
     def prepare_inputs(self, batch: PairBatch) -> PairBatch:
-        """Evaluation's deterministic preprocessing of the anchors of a batch."""
-        if self.transform is None:
+        """Evaluation's deterministic preprocessing of the anchors of a batch, or of the positives where it has no anchors."""
+        side = "positive" if batch.anchor is None else "anchor"
+        if self.transform is None or not isinstance(inputs := getattr(batch, side), Tensor):
             return batch
-        return batch.replace(anchor=self.transform.evaluate(batch.anchor))  # type: ignore[operator]
+        return batch.replace(**{side: self.transform.evaluate(inputs)})  # type: ignore[operator]
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and number of the next training batch, and the identity of the table that training started with."""
@@ -197,12 +211,13 @@ class _Fetcher(Dataset):
         dataset: PairDataset,
         seed: int,
         tokenizer: Tokenizer | None = None,
-        table: NegativeTable | None = None,
         n_negatives: int = 0,
         balanced: int = 0,
+        generator: NegativeGenerator | None = None,
     ) -> None:
-        self.dataset, self.seed, self.tokenizer = dataset, seed, tokenizer
-        self.table, self.n_negatives, self.balanced = table, n_negatives, balanced
+        self.dataset, self.seed, self.tokenizer, self.generator = dataset, seed, tokenizer, generator
+        self.n_negatives, self.balanced = n_negatives, balanced
+        self.table: NegativeTable | None = None
 
     def __getitem__(self, plan: BatchPlan) -> PairBatch:
         indices, dataset = plan.indices, self.dataset
@@ -220,9 +235,16 @@ class _Fetcher(Dataset):
             epoch=plan.epoch,
             number=plan.number,
         )
+        rng = np.random.default_rng([self.seed, plan.epoch, plan.number, int(indices[0])])
+        if self.generator is not None and plan.epoch >= self.generator.start_epoch:
+            made = self.generator.generate(dataset, indices, rng)  # type: ignore[arg-type]
+            return batch.replace(
+                negatives=self._tokens(made.documents, "document"),
+                negative_key=torch.as_tensor(made.keys),
+                negative_mask=torch.as_tensor(made.mask),
+            )
         if self.table is None:
             return batch
-        rng = np.random.default_rng([self.seed, plan.epoch, plan.number, int(indices[0])])
         if self.balanced:
             drawn = self.table.draw_balanced(indices, self.balanced, rng)
         else:
@@ -236,7 +258,7 @@ class _Fetcher(Dataset):
         )
 
     def _tokens(self, inputs: Any, side: Side) -> Any:
-        return inputs if self.tokenizer is None or inputs is None else self.tokenizer(inputs, side)
+        return inputs if self.tokenizer is None or not isinstance(inputs, list) else self.tokenizer(inputs, side)
 
 
 def _mix(*parts: int) -> int:

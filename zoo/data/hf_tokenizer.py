@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.data.collections import Side
 from zoo.data.pairs import PairSource
-from zoo.data.text import Side, TextSource, Tokens
+from zoo.data.text import TextSource, Tokens
 from zoo.data.tokenizers import Row, Tokenizer, padded
 from zoo.errors import ZooError
 from zoo.pretrained import load_pretrained

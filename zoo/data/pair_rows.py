@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from zoo.data.collections import RetrievalSet, known_documents
 from zoo.data.pairs import Split
-from zoo.data.text import RetrievalSet, TextPairs, TextSource, known_documents
+from zoo.data.text import TextPairs, TextSource
 from zoo.data.text_rows import OnError, RowErrors, cut_validation
 from zoo.data.text_store import TextStore, TextWriter, cached, text_digest
 from zoo.errors import ZooError

@@ -8,8 +8,9 @@ from typing import Literal
 
 import numpy as np
 
+from zoo.data.collections import RetrievalSet
 from zoo.data.pairs import Split
-from zoo.data.text import RetrievalSet, TextPairs, TextSource
+from zoo.data.text import TextPairs, TextSource
 from zoo.errors import ZooError
 from zoo.poisoning import GrammarErrors, RareTokens, attack_passages, poison
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from torch.utils.data import Sampler
 
 from zoo.data.pairs import PairDataset
 from zoo.errors import ZooError
+
+if TYPE_CHECKING:
+    from zoo.negatives.table import NegativeTable
 
 
 class BatchPlan(NamedTuple):
@@ -26,7 +29,12 @@ class BatchSampler(Sampler[BatchPlan], ABC):
 
     A subclass says in `compose` which pairs share a batch. Partition over ranks, the epoch counter and resuming in the
     middle of an epoch live here, once.
+
+    Attributes:
+        reads_table: does it compose batches from a NegativeTable, which `set_table` gives it?
     """
+
+    reads_table = False
 
     def __init__(self) -> None:
         self.epoch = 0
@@ -48,6 +56,10 @@ class BatchSampler(Sampler[BatchPlan], ABC):
                 "lower --data.batch_size"
             )
         return self
+
+    def set_table(self, table: NegativeTable) -> None:
+        """Compose batches from another table, from the next epoch on."""
+        raise NotImplementedError
 
     @abstractmethod
     def compose(self, rng: np.random.Generator) -> np.ndarray:

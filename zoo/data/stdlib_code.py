@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data.cache import cache_folder
+from zoo.data.collections import RetrievalSet
 from zoo.data.pairs import Split
 from zoo.data.planting import corrupt_pairs, plant_duplicates
-from zoo.data.text import RetrievalSet, TextPairs, TextSource
+from zoo.data.text import TextPairs, TextSource
 
 _SKIPPED = {"test", "tests", "idlelib", "idle_test", "lib2to3", "site-packages", "__pycache__", "ensurepip"}
 _SHARES = {"test": 0.15, "val": 0.1}

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
+from zoo.data.collections import RetrievalSet
 from zoo.data.pairs import Split
-from zoo.data.text import RetrievalSet, TextPairs, TextSource
+from zoo.data.text import TextPairs, TextSource
 from zoo.data.text_rows import OnError, RowErrors, cut_validation, read_jsonl, read_lines
 from zoo.data.text_store import IdIndex, TextStore, TextWriter, cached, file_stamp
 from zoo.errors import ZooError

@@ -17,8 +17,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from zoo.data.cache import cache_folder
+from zoo.data.collections import Side
 from zoo.data.pairs import PairSource
-from zoo.data.text import Side, TextPairs, Tokens
+from zoo.data.text import TextPairs, Tokens
 from zoo.errors import ZooError
 
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|\d+|[^\sA-Za-z\d_]")

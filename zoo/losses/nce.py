@@ -5,6 +5,8 @@ Sources: van den Oord et al. 2018 (arXiv 1807.03748); NT-Xent: Chen et al. 2020 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ def info_nce(
     negatives: Float[Tensor, "B M"],
     weight: Weight = None,
     temperature: float | Tensor = 0.1,
+    label_smoothing: float = 0.0,
 ) -> Float[Tensor, ""]:
     r"""Cross entropy of telling a positive from all negatives, the mean over the B * P (anchor, positive) pairs.
 
@@ -24,14 +27,25 @@ def info_nce(
 
     Further positives of an anchor stand in no denominator but their own. A row without negatives has loss 0.
 
+    With label smoothing $\epsilon$, a share $\epsilon$ of the target is spread evenly over the positive and all
+    negatives that count (PyTorch's convention; Szegedy et al. 2016, arXiv 1512.00567).
+
     Args:
         positives: scores of the positives.
         negatives: scores of the negatives.
         weight: mask (False drops) or weight of each negative.
         temperature: $\tau$.
+        label_smoothing: $\epsilon$.
     """
     positive = at_least_float32(positives) / temperature
-    return (torch.logaddexp(positive, log_sum_negatives(negatives, weight, temperature)) - positive).mean()
+    normaliser = torch.logaddexp(positive, log_sum_negatives(negatives, weight, temperature))
+    if not label_smoothing:
+        return (normaliser - positive).mean()
+    negative = at_least_float32(negatives) / temperature
+    counted = torch.ones_like(negative) if weight is None else (weight > 0).to(negative.dtype)
+    total = (negative * counted).sum(1, keepdim=True) + positive
+    uniform = total / (counted.sum(1, keepdim=True) + 1)
+    return (normaliser - (1 - label_smoothing) * positive - label_smoothing * uniform).mean()
 
 
 def multi_positive_nce(
@@ -65,10 +79,19 @@ class InfoNCE(nn.Module):
     Args:
         temperature: 0.07 to 0.5 in the literature.
         learn_temperature: train log(temperature) along with the encoder.
+        min_temperature: a learned temperature is held between this and 1, after every step of the optimiser; 0 does not.
+        label_smoothing: as in `info_nce`.
     """
 
-    def __init__(self, temperature: float = 0.1, learn_temperature: bool = False) -> None:
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        learn_temperature: bool = False,
+        min_temperature: float = 0.0,
+        label_smoothing: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.min_temperature, self.label_smoothing = min_temperature, label_smoothing
         log_temperature = torch.tensor(float(temperature)).log()
         self.log_temperature = nn.Parameter(log_temperature) if learn_temperature else None
         self._temperature = temperature
@@ -77,5 +100,10 @@ class InfoNCE(nn.Module):
     def temperature(self) -> float | Tensor:
         return self._temperature if self.log_temperature is None else self.log_temperature.exp()
 
+    def clamp(self) -> None:
+        """Hold a learned temperature in its range (CLIP, arXiv 2103.00020: a scale of at most 100)."""
+        if self.log_temperature is not None and self.min_temperature:
+            self.log_temperature.data.clamp_(math.log(self.min_temperature), 0.0)
+
     def forward(self, positives: Tensor, negatives: Tensor, weight: Weight = None) -> Float[Tensor, ""]:
-        return info_nce(positives, negatives, weight, self.temperature)
+        return info_nce(positives, negatives, weight, self.temperature, self.label_smoothing)

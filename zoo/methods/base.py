@@ -103,6 +103,10 @@ class ContrastiveMethod(pl.LightningModule):
         if self._logs_this_step:
             self.log("train/lr", self.optimizers().param_groups[0]["lr"], batch_size=len(batch))  # type: ignore[union-attr]
 
+    def on_train_batch_end(self, outputs: Any, batch: PairBatch, batch_idx: int) -> None:
+        if hasattr(self.loss, "clamp"):  # a loss with a learned temperature
+            self.loss.clamp()  # type: ignore[operator]
+
     @property
     def _logs_this_step(self) -> bool:
         """Does Lightning write this step's numbers? Collecting those it drops would cost a millisecond a step."""

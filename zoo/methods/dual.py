@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from zoo.data.collections import Side
 from zoo.data.pairs import PairBatch
-from zoo.data.text import Side
 from zoo.distributed import average_gradients, gather, gather_with_grad, rank, world_size
 from zoo.losses.scores import at_least_float32, normalize
 from zoo.methods.base import ContrastiveMethod
@@ -71,12 +71,14 @@ class DualEncoder(ContrastiveMethod):
     negatives ranking: Henderson et al. 2017, arXiv 1705.00652). Further `blocks` of scores join the denominator.
 
     Args:
-        encoder: maps inputs of either side to raw embeddings `[B, D]`.
+        encoder: maps inputs of either side to raw embeddings `[B, D]`; or holds a tower for each, which its method
+            `tower(side)` returns.
         loss: as in `ContrastiveMethod`.
-        shared: one tower for both sides; False gives documents a copy of their own.
+        shared: one tower for both sides; False gives documents a copy of their own. Without effect where the encoder
+            holds two.
         normalize: cosine scores; False takes dot products.
         blocks: which scores are negatives, see `zoo.negatives.blocks.score_blocks`. GTE's loss has qd, qq, dq and dd.
-        symmetric: average with the loss of documents against queries.
+        symmetric: average with the loss of documents against queries, in which explicit negatives have no part.
         vetting: filters and weights of candidates, in order.
         guide: embeds batches for those filters that ask another model: `forward(PairBatch) -> Encoded`, frozen.
         cache_chunk: gradient cache (Gao et al. 2021, arXiv 2101.06983): encode so many inputs at a time, so that the
@@ -98,7 +100,7 @@ class DualEncoder(ContrastiveMethod):
         cache_chunk: int | None = None,
         **kwargs: Any,
     ) -> None:
-        document_encoder = None if shared else copy.deepcopy(encoder)
+        document_encoder = None if shared or hasattr(encoder, "tower") else copy.deepcopy(encoder)
         super().__init__(encoder, loss, **kwargs)
         self.document_encoder, self.normalize, self.symmetric = document_encoder, normalize, symmetric
         self.blocks, self.vetting = tuple(blocks), nn.ModuleList(vetting)
@@ -116,6 +118,8 @@ class DualEncoder(ContrastiveMethod):
 
     def tower(self, side: Side) -> nn.Module:
         """The encoder of a side."""
+        if hasattr(self.encoder, "tower"):
+            return self.encoder.tower(side)  # type: ignore[operator]
         return self.encoder if side == "query" or self.document_encoder is None else self.document_encoder
 
     def embed_queries(self, inputs: Any) -> Float[Tensor, "B D"]:

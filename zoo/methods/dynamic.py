@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from zoo.callbacks.encoding import encode
+from zoo.data.collections import OneSide, Side
 from zoo.data.pairs import PairBatch
-from zoo.data.text import Side, Texts
 from zoo.losses.pairwise import append_missing, rank_weighted_logistic
 from zoo.methods.dual import DualEncoder
 from zoo.search import top_k
@@ -68,7 +68,7 @@ class DynamicNegatives(DualEncoder):
             self.frozen.fill_(True)
         if self._index is None:
             documents = self.trainer.datamodule.train_pairs.documents  # type: ignore[attr-defined]
-            self._index = encode(self.trainer, self, Texts(documents, "document"))
+            self._index = encode(self.trainer, self, OneSide(documents, "document"))
         return self._index
 
     def training_step(self, batch: PairBatch, batch_idx: int) -> dict:

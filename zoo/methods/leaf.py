@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from zoo.data.collections import Side
 from zoo.data.pairs import PairBatch
-from zoo.data.text import Side
 from zoo.losses.matryoshka import Matryoshka
 from zoo.losses.regression import EmbeddingRegression
 from zoo.losses.scores import normalize

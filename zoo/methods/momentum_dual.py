@@ -10,9 +10,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from zoo.data.collections import Side
 from zoo.data.pairs import PairBatch
 from zoo.data.soft_augment import SoftTokens, soft_augment
-from zoo.data.text import Side, Tokens
+from zoo.data.text import Tokens
 from zoo.data.tokenizers import CodeBPE
 from zoo.distributed import gather
 from zoo.errors import ZooError

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from zoo.data.collections import CollectionPairs
 from zoo.data.pair_rows import TextTriplets
 from zoo.data.pairs import PairDataset
 from zoo.data.text import TextPairs
@@ -91,11 +92,13 @@ class Miner(ABC):
         rules: which of them stay; None keeps all but known positives.
     """
 
+    reads: type[CollectionPairs] = CollectionPairs
+
     def __init__(self, depth: int = 50, rules: Rules | None = None) -> None:
         self.depth, self.rules = depth, rules or Rules()
 
     @abstractmethod
-    def search(self, pairs: TextPairs, embed: Embed | None) -> Found:
+    def search(self, pairs: CollectionPairs, embed: Embed | None) -> Found:
         """Candidates of each *query*: document numbers and scores `[Q, K]`; s+ per query or None; provenance."""
 
     def mine(self, pairs: PairDataset, embed: Embed | None = None) -> NegativeTable:
@@ -108,8 +111,9 @@ class Miner(ABC):
         Raises:
             ZooError: the pairs have no texts, or the miner needs embeddings and there are none.
         """
-        if not isinstance(pairs, TextPairs):
-            raise ZooError(f"{type(self).__name__} mines text pairs, which this data set is not: remove --data.miner")
+        if not isinstance(pairs, self.reads):
+            kind = "text pairs" if self.reads is TextPairs else "pairs of two collections"
+            raise ZooError(f"{type(self).__name__} mines {kind}, which this data set is not: remove --data.miner")
         pairs = pairs.mined
         ids, scores, positives, record = self.search(pairs, embed and _first(embed, pairs))
         row = pairs.query_of
@@ -118,7 +122,7 @@ class Miner(ABC):
         return self.rules.apply(table, None if positives is None else positives[row])
 
 
-def _first(embed: Embed, pairs: TextPairs) -> Embed:
+def _first(embed: Embed, pairs: CollectionPairs) -> Embed:
     """Without the embeddings of texts that are appended to those of `pairs`."""
     return lambda side: embed(side)[: len(pairs.queries if side == "query" else pairs.documents)]
 
@@ -149,12 +153,14 @@ class NamedNegatives(Miner):
             raise ZooError("NamedNegatives needs a data set that names negatives: zoo.data.PairFiles or HubDataset")
         return self.rules.apply(pairs.table(), None)
 
-    def search(self, pairs: TextPairs, embed: Embed | None) -> Found:
+    def search(self, pairs: CollectionPairs, embed: Embed | None) -> Found:
         raise NotImplementedError
 
 
 class Bm25Miner(Miner):
     """The best documents by BM25, those that share a word with the query. Arguments as in `Miner`, but no margins."""
+
+    reads = TextPairs
 
     def search(self, pairs, embed):
         from zoo.retrieval import bm25_run
@@ -195,7 +201,7 @@ class EmbeddingMiner(Miner):
 
 @torch.no_grad()
 def lowest_positive(
-    queries: Float[Tensor, "Q D"], documents: Float[Tensor, "N D"], pairs: TextPairs
+    queries: Float[Tensor, "Q D"], documents: Float[Tensor, "N D"], pairs: CollectionPairs
 ) -> Float[np.ndarray, " Q"]:
     """Each query's lowest score among its known positives."""
     known = np.full((len(pairs.queries), pairs.columns["known"].shape[1]), -1)
