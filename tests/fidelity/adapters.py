@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.fidelity.common import Arrays, grads, leaves_of, run
+from tests.fidelity.geo_sampling import GEO_SAMPLING
 from tests.fidelity.text_distillation import TEXT_DISTILLATION
 from tests.fidelity.text_dual import TEXT_DUAL
 from tests.fidelity.text_losses import TEXT_LOSSES
@@ -134,6 +135,7 @@ ADAPTERS: dict[str, Callable[[Arrays], dict[str, np.ndarray]]] = {
     "ssl_mochi": mochi,
     "ssl_feature_transformation": feature_transformation,
     "ssl_dcl": decoupled,
+    **GEO_SAMPLING,
     **TEXT_DISTILLATION,
     **TEXT_DUAL,
     **TEXT_LOSSES,

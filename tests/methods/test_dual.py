@@ -10,6 +10,7 @@ from torch import nn
 
 from zoo.data.pairs import PairBatch
 from zoo.data.text import Tokens
+from zoo.errors import ZooError
 from zoo.losses import InfoNCE, info_nce
 from zoo.losses.scores import normalize
 from zoo.methods.dual import DualEncoder, Encoded, pair_embeddings
@@ -79,6 +80,46 @@ def test_gradient_cache_equals_the_plain_step(chunk, dropout):
         found.append((loss, [p.grad.clone() for p in encoder.parameters()], method.loss.log_temperature.grad.clone()))
         encoder.zero_grad()
     torch.testing.assert_close(found[0], found[1], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("negatives", [0, 2])
+def test_the_lean_step_equals_the_plain_step(symmetric, negatives):
+    batch = batch_of(negatives=negatives)
+    batch = batch.replace(positive_key=torch.tensor([0, 1, 2, 3, 1, 5]))  # two pairs share a document
+    if negatives:
+        batch.negative_key[2, 1], batch.negative_mask[2, 1] = -1, False
+    found = []
+    for lean in (False, True):
+        torch.manual_seed(0)
+        loss = InfoNCE(0.2, learn_temperature=True, label_smoothing=0.1)
+        method = DualEncoder(TokenBag(50, 8), loss, symmetric=symmetric, lean=lean).double()
+        value = cached_step(method, batch)
+        found.append([value, *(p.grad for p in method.parameters())])
+    for plain, lean in zip(*found, strict=True):
+        assert torch.allclose(plain, lean, atol=1e-10)
+
+
+def test_what_lean_cannot_do_is_said():
+    with pytest.raises(ZooError, match="--model.lean"):
+        DualEncoder(TokenBag(50, 8), InfoNCE(), lean=True, blocks=("qd", "qq"))
+
+
+class Towers(nn.Module):
+    """One module for both sides, as open_clip's models are."""
+
+    def __init__(self):
+        super().__init__()
+        self.query, self.document = TokenBag(50, 8), TokenBag(50, 8)
+
+    def tower(self, side):
+        return getattr(self, side)
+
+
+def test_an_encoder_with_two_towers_has_one_for_each_side():
+    method = DualEncoder(Towers(), InfoNCE(), shared=False)
+    assert method.tower("query") is method.encoder.query and method.tower("document") is method.encoder.document
+    assert method.document_encoder is None
 
 
 def embeddings(batch, dim=5, seed=0):

@@ -56,6 +56,8 @@ class RefreshNegatives(pl.Callback):
             raise ZooError("RefreshNegatives has nobody to serve: set --data.n_negatives and --data.miner")
         if self.every_n_steps is not None and data.num_workers:
             raise ZooError("refreshing within an epoch takes --data.num_workers 0: workers hold the old table")
+        if self.every_n_steps is not None and data.sampler.reads_table:
+            raise ZooError("the sampler composes an epoch from one table: refresh it every_n_epochs, not every_n_steps")
         if self.last_step is not None:  # resumed
             data.set_table(NegativeTable.load(self._folder(trainer, self.last_step)))
         self._begin_epoch(trainer, pl_module)

@@ -17,6 +17,7 @@ __getattr__, __all__ = lazy(
         "ImageFolder": "images",
         "ImagePairs": "images",
         "NegativesDataModule": "datamodule",
+        "NeighbourBatches": "neighbour_batches",
         "OneSide": "collections",
         "OneTaskBatches": "cluster_samplers",
         "PairBatch": "pairs",

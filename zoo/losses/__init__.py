@@ -31,6 +31,7 @@ __getattr__, __all__ = lazy(
         "hardest_triplet_multi": "triplet",
         "in_batch_margin_mse": "distillation",
         "info_nce": "nce",
+        "lean_info_nce": "lean",
         "kl_distillation": "distillation",
         "logits": "scores",
         "margin_mse": "distillation",

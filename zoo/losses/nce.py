@@ -8,9 +8,10 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from zoo.losses.lean import Counted, lean_info_nce
 from zoo.losses.scores import Weight, at_least_float32, log_sum_negatives, zero_where_all_masked
 
 
@@ -107,3 +108,9 @@ class InfoNCE(nn.Module):
 
     def forward(self, positives: Tensor, negatives: Tensor, weight: Weight = None) -> Float[Tensor, ""]:
         return info_nce(positives, negatives, weight, self.temperature, self.label_smoothing)
+
+    def lean(
+        self, queries: Float[Tensor, "B D"], documents: Float[Tensor, "M D"], own: Int[Tensor, " B"], counted: Counted
+    ) -> Float[Tensor, ""]:
+        """`lean_info_nce` with its temperature: the same loss from embeddings, without the matrix of scores."""
+        return lean_info_nce(queries, documents, own, counted, self.temperature, self.label_smoothing)

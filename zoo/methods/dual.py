@@ -14,10 +14,13 @@ from torch import Tensor, nn
 from zoo.data.collections import Side
 from zoo.data.pairs import PairBatch
 from zoo.distributed import average_gradients, gather, gather_with_grad, rank, world_size
+from zoo.errors import ZooError
+from zoo.losses.nce import InfoNCE
 from zoo.losses.scores import at_least_float32, normalize
 from zoo.methods.base import ContrastiveMethod
 from zoo.negatives.blocks import Block, BlockName, PairEmbeddings, Vetting, join, score_blocks
 from zoo.negatives.candidates import Candidates
+from zoo.negatives.known import known_positives
 
 
 class Encoded(NamedTuple):
@@ -84,6 +87,7 @@ class DualEncoder(ContrastiveMethod):
         cache_chunk: gradient cache (Gao et al. 2021, arXiv 2101.06983): encode so many inputs at a time, so that the
             batch, and with it the number of negatives, is not limited by activations. Value and gradient are those of the
             plain step, at the cost of a second forward pass. None encodes at once.
+        lean: never hold the matrix of scores (`zoo.losses.lean_info_nce`); for InfoNCE over `qd` alone.
         **kwargs: negatives modules, optimiser and schedule, as in `ContrastiveMethod`.
     """
 
@@ -98,14 +102,17 @@ class DualEncoder(ContrastiveMethod):
         vetting: Sequence[Vetting] = (),
         guide: nn.Module | None = None,
         cache_chunk: int | None = None,
+        lean: bool = False,
         **kwargs: Any,
     ) -> None:
+        if lean and (not isinstance(loss, InfoNCE) or tuple(blocks) != ("qd",) or vetting or kwargs.get("negatives")):
+            raise ZooError("--model.lean is for InfoNCE over block qd, without vetting and negatives modules")
         document_encoder = None if shared or hasattr(encoder, "tower") else copy.deepcopy(encoder)
         super().__init__(encoder, loss, **kwargs)
         self.document_encoder, self.normalize, self.symmetric = document_encoder, normalize, symmetric
         self.blocks, self.vetting = tuple(blocks), nn.ModuleList(vetting)
         self.guide = None if guide is None else guide.requires_grad_(False)
-        self.cache_chunk = cache_chunk
+        self.cache_chunk, self.lean = cache_chunk, lean
         self._cached: list[tuple[Any, Side, Tensor, Tensor, slice]] = []
 
     # Encoding
@@ -189,12 +196,39 @@ class DualEncoder(ContrastiveMethod):
         encoded = self.encode(batch)
         with torch.autocast(encoded.query.device.type, enabled=False):
             x = pair_embeddings(encoded, batch)
+            if self.lean:
+                return self.report(self.lean_loss(x), x.query, self.sample_scores(x))
             blocks = self.vet(score_blocks(x, self.blocks), x, batch)
             scores = self.candidate_scores(x, blocks)
             loss = self.loss(*scores)
             if self.symmetric:
                 loss = (loss + self.loss(scores[0], *self.backward_scores(x))) / 2
             return self.report(loss, x.query, scores)
+
+    def lean_loss(self, x: PairEmbeddings) -> Float[Tensor, ""]:
+        """The loss of `training_step` from embeddings."""
+        loss: Any = self.loss
+        own = torch.arange(len(x.query), device=x.query.device) + x.first
+        forward = loss.lean(
+            x.query,
+            x.documents,
+            own,
+            lambda rows: ~(known_positives(x.known[rows], x.document_key) | (x.document_key < 0)),
+        )
+        if not self.symmetric:
+            return forward
+        backward = loss.lean(
+            x.positive, x.queries, own, lambda rows: ~known_positives(x.queries_known, x.positive_key[rows]).T
+        )
+        return (forward + backward) / 2
+
+    @staticmethod
+    @torch.no_grad()
+    def sample_scores(x: PairEmbeddings, n: int = 256) -> tuple[Tensor, Tensor, Tensor]:
+        """Scores of the first `n` queries, for callbacks."""
+        x = x.replace(query=x.query[:n], positive=x.positive[:n], known=x.known[:n], query_key=x.query_key[:n])
+        block = score_blocks(x)["qd"]
+        return (x.query * x.positive).sum(1, keepdim=True), block.scores, block.weight  # type: ignore[return-value]
 
     def vet(self, blocks: dict[BlockName, Block], x: PairEmbeddings, batch: PairBatch) -> dict[BlockName, Block]:
         """Blocks after all filters; logs which part they removed and, where groups are known, how well."""

@@ -10,6 +10,7 @@ __getattr__, __all__ = lazy(
         "EmbeddingMiner": "miners",
         "EmbeddingNegatives": "candidates",
         "FeatureTransformation": "feature_transformation",
+        "GeographicMiner": "geographic",
         "GuideFilter": "blocks",
         "HardNegativeMixing": "mochi",
         "HardestNegatives": "hardest",
