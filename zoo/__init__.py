@@ -12,6 +12,7 @@ __getattr__, __all__ = lazy(
     {
         "ConvNet": "methods.encoders",
         "CoupledEstimation": "methods.rankers",
+        "CrossViewNet": "methods.geo_encoders",
         "Distillation": "methods.distillation",
         "DualEncoder": "methods.dual",
         "DynamicNegatives": "methods.dynamic",

@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tests.fidelity.clip_evaluation import CLIP_EVALUATION
 from tests.fidelity.common import Arrays, grads, leaves_of, run
+from tests.fidelity.geo_evaluation import GEO_EVALUATION
 from tests.fidelity.geo_sampling import GEO_SAMPLING
 from tests.fidelity.text_distillation import TEXT_DISTILLATION
 from tests.fidelity.text_dual import TEXT_DUAL
@@ -135,6 +137,8 @@ ADAPTERS: dict[str, Callable[[Arrays], dict[str, np.ndarray]]] = {
     "ssl_mochi": mochi,
     "ssl_feature_transformation": feature_transformation,
     "ssl_dcl": decoupled,
+    **CLIP_EVALUATION,
+    **GEO_EVALUATION,
     **GEO_SAMPLING,
     **TEXT_DISTILLATION,
     **TEXT_DUAL,

@@ -121,3 +121,10 @@ def test_the_gradient_cache_serves_the_student(chunk):
         module.backward(loss)
         found.append([p.grad for part in (module.encoder, module.project) for p in part.parameters()])
     torch.testing.assert_close(*found)
+
+
+def test_teacher_and_student_have_a_schedule_each():
+    student, teacher = TokenBag(50, 4), TokenBag(50, 8)
+    method = EmbeddingDistillation(student, InfoNCE(), teacher, EmbeddingRegression(), teacher_epochs=2)
+    rates = [method.rate(epoch, 6) for epoch in (0, 1, 1.999, 2, 4, 6)]
+    assert rates == pytest.approx([1, 0.5, 0, 1, 0.5, 0], abs=1e-5)

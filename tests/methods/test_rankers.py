@@ -226,3 +226,38 @@ def test_masked_negatives_take_no_part():
     )
     with pytest.raises(ZooError, match="--data.n_negatives"):
         module.training_step(batch_of(4, 0), 0)
+
+
+def test_each_model_is_clipped_by_itself():
+    method = CoupledEstimation(TokenBag(VOCAB, 4), InfoNCE(), CoupledPairLoss())
+    for parameter in method.parameters():
+        parameter.grad = torch.full_like(parameter, 3.0)
+    next(method.selection.parameters()).grad.mul_(10)
+    method.configure_gradient_clipping(torch.optim.SGD(method.parameters()), 1.0, "norm")
+    for model in (method.encoder, method.selection):
+        norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm().item()
+        assert norm == pytest.approx(1, rel=1e-4)
+
+
+@pytest.mark.parametrize("wrong", [{"blocks": ["qd", "qq"]}, {"cache_chunk": 4}, {"symmetric": True}])
+def test_what_coupled_estimation_cannot_do_is_said(wrong):
+    (name,) = wrong
+    with pytest.raises(ZooError, match=f"remove --model.{name}"):
+        CoupledEstimation(TokenBag(VOCAB, 4), InfoNCE(), CoupledPairLoss(), **wrong)
+
+
+def test_submodules_have_rates_of_their_own():
+    parts = (TokenBag(VOCAB, 4), InfoNCE(), KernelRanker(VOCAB, 4), AdversarialRetrieverLoss())
+
+    def adamw(parameters):
+        return torch.optim.AdamW(parameters, lr=0.5)
+
+    method = RetrieverRanker(*parts, optimizer=adamw, rates={"ranker": 0.1}, exclude_from_decay=True)
+    optimizer = method.configure_optimizers()
+    rate = {id(p): (g["lr"], g["weight_decay"]) for g in optimizer.param_groups for p in g["params"]}
+    assert len(rate) == len(list(method.parameters()))
+    for name, parameter in method.named_parameters():
+        expected = 0.05 if name.startswith("ranker.") else 0.5
+        assert rate[id(parameter)] == (pytest.approx(expected), 0.0 if parameter.ndim < 2 else 0.01)
+    with pytest.raises(ZooError, match=r"'rankr'.*it has encoder"):
+        RetrieverRanker(*parts, optimizer=adamw, rates={"rankr": 0.1}).configure_optimizers()

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 
 from zoo.callbacks.encoding import encode
-from zoo.data.cluster_samplers import ClusteredBatches
+from zoo.data.cluster_samplers import ClusteredBatches, OverlappingClusters
 from zoo.data.collections import CollectionPairs, OneSide, Side
 from zoo.errors import ZooError
 from zoo.losses.scores import normalize
 from zoo.negatives.clusters import balanced_clusters, kmeans
 from zoo.negatives.curriculum import cluster_size
+from zoo.negatives.self_aware import Keep, self_aware_clusters
 
 
 class RefreshClusters(pl.Callback):
@@ -38,6 +39,8 @@ class RefreshClusters(pl.Callback):
         seed: of the clustering.
     """
 
+    sampler = "zoo.data.ClusterUnions"
+
     def __init__(
         self,
         method: Literal["kmeans", "balanced"] = "balanced",
@@ -57,10 +60,13 @@ class RefreshClusters(pl.Callback):
         since = epoch - self.start_epoch
         return since == 0 or (since > 0 and self.every_n_epochs > 0 and since % self.every_n_epochs == 0)
 
+    def _fits(self, sampler: Any) -> bool:
+        return isinstance(sampler, ClusteredBatches) and not isinstance(sampler, OverlappingClusters)
+
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
-        if not isinstance(trainer.datamodule.sampler, ClusteredBatches):
+        if not self._fits(trainer.datamodule.sampler):
             raise ZooError(
-                "RefreshClusters needs a sampler that reads clusters, e.g. --data.sampler zoo.data.ClusterUnions"
+                f"{type(self).__name__} needs a sampler that reads clusters: set --data.sampler {self.sampler}"
             )
         if self.clusters is not None:  # resumed
             trainer.datamodule.sampler.set_clusters(self.clusters)
@@ -93,3 +99,80 @@ class RefreshClusters(pl.Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         found = state_dict["clusters"]
         self.clusters = None if found is None else found.numpy()
+
+
+class SelfAwareNegatives(RefreshClusters):
+    """SaHa: clusters of pairs whose documents are hard negatives of each other, mined by the encoder.
+
+    Pairs of one task (the column `task`, where there is one) are mined alone. Logs what it found: `refresh/clusters`,
+    `refresh/members` (mean size) and, where the column `group` tells which pairs are right for each other,
+    `refresh/false_negatives`, the share of such pairs among an anchor's negatives.
+
+    Source: Ju and Lee 2025 (arXiv 2508.00955), github yeongjoonJu/Gen2Embed.
+
+    Args:
+        top_k: pairs beside the anchor; 15 in the paper. Batches should be a multiple of one more.
+        pool_mult: how many times as many are looked at before the filter.
+        keep: which of them stay, see `zoo.negatives.self_aware.self_aware_clusters`: "hardest" with `pool_mult` 1 is
+            naive mining.
+        disjoint: as there.
+        start_epoch: first epoch with clusters; 0 mines with the model as it comes (zero-shot).
+        every_n_epochs: mine again so often, with the current model; 0 mines once.
+    """
+
+    sampler = "zoo.data.OverlappingClusters"
+
+    def __init__(
+        self,
+        top_k: int = 15,
+        pool_mult: int = 3,
+        keep: Keep = "farthest",
+        disjoint: bool = True,
+        start_epoch: int = 0,
+        every_n_epochs: int = 0,
+    ) -> None:
+        super().__init__(start_epoch=start_epoch, every_n_epochs=every_n_epochs)
+        self.top_k, self.pool_mult, self.disjoint = top_k, pool_mult, disjoint
+        self.keep: Keep = keep
+
+    def _fits(self, sampler: Any) -> bool:
+        return isinstance(sampler, OverlappingClusters)
+
+    def _refresh(self, trainer: Any, pl_module: Any, epoch: int) -> None:
+        pairs: CollectionPairs = trainer.datamodule.train_pairs
+        queries = normalize(encode(trainer, pl_module, OneSide(pairs.queries, "query")))
+        documents = normalize(encode(trainer, pl_module, OneSide(pairs.documents, "document")))
+        found, task = [], np.asarray(pairs.columns.get("task", np.zeros(len(pairs))))
+        for number in np.unique(task):
+            rows = np.flatnonzero(task == number)
+            numbers, owned = np.unique(pairs.document_of[rows], return_inverse=True)
+            known = np.asarray(pairs.columns["known"])[rows]
+            place = np.searchsorted(numbers, known).clip(max=len(numbers) - 1)
+            local, _ = self_aware_clusters(
+                queries[torch.as_tensor(pairs.query_of[rows])],
+                documents[torch.as_tensor(numbers)],
+                owned,
+                self.top_k,
+                self.pool_mult,
+                self.keep,
+                self.disjoint,
+                np.where(numbers[place] == known, place, -1),
+            )
+            found.append(np.where(local >= 0, rows[local], -1))
+        self.clusters = np.concatenate(found)
+        trainer.datamodule.sampler.set_clusters(self.clusters)
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        if self.clusters is not None:
+            pl_module.log_dict(self._report(trainer.datamodule.train_pairs), rank_zero_only=True)
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def _report(self, pairs: CollectionPairs) -> dict[str, float]:
+        assert self.clusters is not None
+        there = self.clusters >= 0
+        found = {"refresh/clusters": float(len(there)), "refresh/members": float(there.sum(1).mean())}
+        if "group" in pairs.columns:
+            group = np.asarray(pairs.columns["group"])[self.clusters]
+            false = (group[:, 1:] == group[:, :1]) & there[:, 1:]
+            found["refresh/false_negatives"] = float(false.sum() / max(there[:, 1:].sum(), 1))
+        return found

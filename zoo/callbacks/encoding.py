@@ -43,7 +43,8 @@ def encode(trainer: Any, module: Any, dataset: PairDataset) -> Float[Tensor, "N 
     with undisturbed(module), trainer.precision_plugin.forward_context():
         for number, batch in enumerate(loader):
             if number % ranks == mine:
-                parts.append(module.validation_step(batch.to(module.device), number)["features"].float())
+                inputs = trainer.datamodule.prepare_inputs(batch.to(module.device))
+                parts.append(module.validation_step(inputs, number)["features"].float())
     if ranks == 1:
         return torch.cat(parts)
     # Batches have one size but for the last: whoever lacks a batch sends padding.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -12,6 +12,7 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from zoo.data.pairs import PairBatch
+from zoo.errors import ZooError
 from zoo.negatives.candidates import Candidates, EmbeddingNegatives
 
 
@@ -27,6 +28,7 @@ class ContrastiveMethod(pl.LightningModule):
         milestones: for "step": fractions of training at which the rate drops.
         warmup_epochs: linear warm-up from zero.
         exclude_from_decay: no weight decay for biases and normalisation parameters.
+        rates: factors on the learning rate of submodules, by name (`ranker: 0.1`).
         compile: run the encoder through torch.compile.
     """
 
@@ -40,12 +42,13 @@ class ContrastiveMethod(pl.LightningModule):
         milestones: Sequence[float] = (0.6, 0.8),
         warmup_epochs: float = 0.0,
         exclude_from_decay: bool = False,
+        rates: Mapping[str, float] | None = None,
         compile: bool = False,  # noqa: A002 - the user's word
     ) -> None:
         super().__init__()
         self.encoder, self.loss, self.negatives = encoder, loss, nn.ModuleList(negatives)
         self.optimizer, self.schedule, self.milestones = optimizer, schedule, tuple(milestones)
-        self.warmup_epochs, self.exclude_from_decay = warmup_epochs, exclude_from_decay
+        self.warmup_epochs, self.exclude_from_decay, self.rates = warmup_epochs, exclude_from_decay, rates or {}
         if compile:
             encoder.compile()
 
@@ -84,12 +87,22 @@ class ContrastiveMethod(pl.LightningModule):
         return {"index": batch.index, **self.validation_step(batch, batch_idx, dataloader_idx)}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        trained = [p for p in self.parameters() if p.requires_grad]
-        if not self.exclude_from_decay:
-            return self.optimizer(trained)
-        plain = [p for p in trained if p.ndim < 2]
-        decayed = [p for p in trained if p.ndim >= 2]
-        return self.optimizer([{"params": decayed}, {"params": plain, "weight_decay": 0.0}])
+        unknown = [part for part in self.rates if not hasattr(self, part)]
+        if unknown:
+            known = ", ".join(name for name, _ in self.named_children())
+            raise ZooError(f"--model.rates names {unknown[0]!r}, which the method does not have; it has {known}")
+        groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad:
+                factor = next((f for part, f in self.rates.items() if name.startswith(f"{part}.")), 1.0)
+                plain = self.exclude_from_decay and parameter.ndim < 2
+                groups.setdefault((factor, plain), []).append(parameter)
+        optimizer = self.optimizer(
+            [{"params": p, **({"weight_decay": 0.0} if plain else {})} for (_, plain), p in groups.items()]
+        )
+        for (factor, _), group in zip(groups, optimizer.param_groups, strict=True):
+            group["lr"] = group["lr"] * factor
+        return optimizer
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
         # A pure function of progress, so that a resumed run needs no scheduler state.

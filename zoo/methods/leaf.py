@@ -58,6 +58,12 @@ class EmbeddingDistillation(DualEncoder):
             load_encoder(teacher, checkpoint)
         self.dims = dims
 
+    def rate(self, epoch: float, epochs: float) -> float:
+        """A schedule for the teacher, and one of its own for the student."""
+        if epoch < self.teacher_epochs:
+            return super().rate(epoch, self.teacher_epochs)
+        return super().rate(epoch - self.teacher_epochs, epochs - self.teacher_epochs)
+
     def embed(self, inputs: Any, side: Side) -> Float[Tensor, "B D"]:
         raw = self.project(self.encoder(inputs))
         with torch.autocast(raw.device.type, enabled=False):

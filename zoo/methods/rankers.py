@@ -174,7 +174,10 @@ class CoupledEstimation(DualEncoder):
         loss: its temperature scales all scores.
         coupled: the weighted pair loss.
         selection: the selection model's encoder; None copies the architecture, with weights of its own.
-        **kwargs: as in `DualEncoder`.
+        **kwargs: as in `DualEncoder`, save what concerns other negatives than a query's own.
+
+    Raises:
+        ZooError: blocks, vetting, a guide, a gradient cache, or one direction more were asked for.
     """
 
     def __init__(
@@ -185,6 +188,9 @@ class CoupledEstimation(DualEncoder):
         selection: nn.Module | None = None,
         **kwargs: Any,
     ) -> None:
+        for name in ("blocks", "symmetric", "vetting", "guide", "cache_chunk", "lean"):
+            if kwargs.get(name):
+                raise ZooError(f"CET scores a query's own lists alone: remove --model.{name}")
         if selection is None:
             selection = copy.deepcopy(encoder)
             with torch.no_grad():  # from the same weights the two would stay twins
@@ -210,6 +216,20 @@ class CoupledEstimation(DualEncoder):
             self.log("train/selection_correlation", _correlation(r[mask], s[mask]), batch_size=len(batch))
         scores = relevance * self.loss.temperature  # type: ignore[operator]
         return self.report(loss, self._query, (scores[:, :1], scores[:, 1:], mask))
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        # Each model by itself, as if it had an optimiser of its own.
+        for model in (self.encoder, self.selection):
+            gradients = [p for p in model.parameters() if p.grad is not None]
+            if gradient_clip_val and gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(gradients, gradient_clip_val)
+            elif gradient_clip_val:
+                nn.utils.clip_grad_norm_(gradients, gradient_clip_val)
 
     def _scores(self, encoder: nn.Module, batch: PairBatch) -> Float[Tensor, "B G"]:
         query = encoder(batch.anchor)
