@@ -34,6 +34,7 @@ __getattr__, __all__ = lazy(
         "RandomBatches": "samplers",
         "RetrievalSet": "collections",
         "RetrievalSource": "collections",
+        "SceneSubjects": "scene_tasks",
         "Scenes": "scenes",
         "Shapes": "shapes",
         "StdlibCode": "stdlib_code",

@@ -7,6 +7,7 @@ __getattr__, __all__ = lazy(
     {
         "Bm25Miner": "miners",
         "Candidates": "candidates",
+        "CaptionEdits": "caption_edits",
         "EmbeddingMiner": "miners",
         "EmbeddingNegatives": "candidates",
         "FeatureTransformation": "feature_transformation",
@@ -21,6 +22,7 @@ __getattr__, __all__ = lazy(
         "Rules": "miners",
         "Queue": "queue",
         "RandomMiner": "miners",
+        "SceneEdits": "scene_edits",
         "Vetting": "blocks",
         "mine_random": "table",
         "score_blocks": "blocks",
