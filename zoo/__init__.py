@@ -23,6 +23,7 @@ __getattr__, __all__ = lazy(
         "MomentumContrast": "methods.momentum",
         "MomentumDualEncoder": "methods.momentum_dual",
         "NegativesDataModule": "data.datamodule",
+        "OpenClip": "methods.open_clip",
         "RetrieverRanker": "methods.rankers",
         "SiameseContrast": "methods.siamese",
         "TextTransformer": "methods.text_encoders",

@@ -16,10 +16,11 @@ class NeighbourPairs(BatchSampler):
 
     The batch of a rank is [pairs ; hard pairs], where hard pair i is drawn uniformly from the table's row of pair i. The
     table holds document numbers (`zoo.negatives.image_neighbours`); of a document with several pairs one is drawn. A pair
-    without neighbours is followed by one drawn uniformly from all. An epoch meets every pair once in the first half, so
-    that it has twice the steps of random batches of this size. Two halves may share a pair, which its keys then mask.
+    without neighbours is followed by one drawn uniformly from all. Two halves may share a pair, which its keys then mask.
+    An epoch has as many batches as with any other sampler, so that runs compare at equal numbers of images; the first
+    halves of two epochs in a row are one pass over the data.
 
-    Until there is a table, batches are random, and as many.
+    Until there is a table, batches are random.
 
     Source: NegCLIP, Yuksekgonul et al. 2023 (arXiv 2210.01936), and its official implementation.
     """
@@ -45,15 +46,14 @@ class NeighbourPairs(BatchSampler):
             raise ZooError(f"NeighbourPairs takes an even --data.batch_size, pairs and as many hard ones: {batch_size}")
         return super().bind(dataset, batch_size, seed, rank, world_size)
 
-    def __len__(self) -> int:
-        return len(self.dataset) // (self.batch_size // 2 * self.world_size)
-
     def compose(self, rng: np.random.Generator) -> np.ndarray:
         half, n = self.batch_size // 2, len(self.dataset)
-        order = rng.permutation(n)[: len(self) * half * self.world_size]
-        hard = rng.integers(0, n, len(order))
-        if self._table is not None:
-            hard = self._neighbours(self._table, order, hard, rng)
+        if self._table is None:
+            return rng.permutation(n)[: len(self) * self.batch_size * self.world_size].reshape(len(self), -1)
+        count = len(self) * half * self.world_size
+        turn = np.random.default_rng([self.seed, 0, self.epoch // 2]).permutation(n)
+        order = turn[self.epoch % 2 * count :][:count]
+        hard = self._neighbours(self._table, order, rng.integers(0, n, count), rng)
         shape = (len(self), self.world_size, half)
         return np.concatenate([order.reshape(shape), hard.reshape(shape)], 2).reshape(len(self), -1)
 
@@ -90,13 +90,22 @@ class SiblingBatches(BatchSampler):
         ordinary: ordinary pairs beside them.
         score: column of image-text matching scores, whose mean over a variation's pairs weights its draw
             (`zoo.negatives.variations.sibling_probabilities`); None draws uniformly.
+        start_epoch: first epoch (from 0) with groups; before it batches are random.
     """
 
-    def __init__(self, column: str = "group", per_group: int = 2, ordinary: int = 8, score: str | None = None) -> None:
+    def __init__(
+        self,
+        column: str = "group",
+        per_group: int = 2,
+        ordinary: int = 8,
+        score: str | None = None,
+        start_epoch: int = 0,
+    ) -> None:
         super().__init__()
         if per_group < 1 or ordinary < 0:
             raise ZooError("SiblingBatches takes at least 1 sibling per group and no fewer than 0 ordinary pairs")
         self.column, self.per_group, self.ordinary, self.score = column, per_group, ordinary, score
+        self.start_epoch = start_epoch
 
     def bind(
         self, dataset: PairDataset, batch_size: int, seed: int, rank: int = 0, world_size: int = 1
@@ -145,6 +154,8 @@ class SiblingBatches(BatchSampler):
 
     def compose(self, rng: np.random.Generator) -> np.ndarray:
         size = self.batch_size * self.world_size
+        if self.epoch < self.start_epoch:
+            return rng.permutation(len(self.dataset))[: len(self) * size].reshape(len(self), size)
         rows = np.empty(
             (len(self) * size // (self.per_group + self.ordinary), self.per_group + self.ordinary), np.int64
         )
