@@ -7,7 +7,9 @@ __getattr__, __all__ = lazy(
     {
         "Bm25Teacher": "guides",
         "CachedGuide": "st_teacher",
+        "CausalReward": "causal_reward",
         "ContrastiveMethod": "base",
+        "CrossEncoder": "cross_encoder",
         "ConvNet": "encoders",
         "DualEncoder": "dual",
         "TeacherMargins": "distillation",
@@ -18,6 +20,7 @@ __getattr__, __all__ = lazy(
         "QueryLikelihood": "guides",
         "LexicalGuide": "guides",
         "MomentumContrast": "momentum",
+        "OpenClip": "open_clip",
         "TeacherRewards": "distillation",
         "SentenceTransformersGuide": "st_teacher",
         "SiameseContrast": "siamese",
