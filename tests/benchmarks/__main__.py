@@ -34,7 +34,7 @@ class Row(NamedTuple):
 def rows(quick: bool) -> list[Row]:
     import torch
 
-    from tests.benchmarks import augment, search
+    from tests.benchmarks import augment, clip, search
     from tests.benchmarks import rows as r
 
     n = 4 if quick else 16
@@ -46,6 +46,14 @@ def rows(quick: bool) -> list[Row]:
         Row("MoCo step over lightly's parts", "<= 1.00", r.over_lightly),
         Row("batched augmentation, 32 px", ">= 10", partial(augment.over_torchvision, 32, 32, 16 * n), 4),
         Row("batched augmentation, 224 px", ">= 10", partial(augment.over_torchvision, 224, 256, n), 4),
+        Row("CLIP loss over open_clip's, 1024 x 512", "<= 1.00", partial(clip.over_open_clip, 1024, 512, False), 4),
+        Row("lean CLIP loss over open_clip's, 4096 x 512", "<= 1.00", partial(clip.over_open_clip, 4096, 512, True), 1),
+        Row(
+            "ranks in 100k x 256 over a chunked matrix",
+            "<= 1.00",
+            partial(clip.ranks_over_dense, 1000, 100_000, 256),
+            1,
+        ),
         Row("exact top-64 of 100k x 256 over faiss IndexFlatIP", "<= 1.00", exact, 2),
     ]
     if torch.cuda.is_available():
@@ -71,6 +79,7 @@ def main(args: list[str]) -> int:
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"ZOO_RUNS": folder, "WANDB_MODE": "disabled"}
         results = [_measure(row, repeats) for row in rows(options.quick)]
+        results.append(_memory(2048 if options.quick else 16384, repeats))
     _show(results)
     path = RESULTS / f"{machine()}.json"
     path.parent.mkdir(exist_ok=True)
@@ -94,6 +103,14 @@ def _measure(row: Row, repeats: int) -> Any:
         return compare(row.name, pair.ours, pair.peer, row.goal, repeats, row.rounds, pair.per)
 
 
+def _memory(pairs: int, repeats: int) -> Any:
+    from tests.benchmarks.clip import memory
+
+    name = f"lean CLIP loss over open_clip's, peak of {pairs} x 512 in GB"
+    print(name, file=sys.stderr)
+    return memory(name, "<= 0.10", repeats, pairs, 512)
+
+
 @contextmanager
 def _silence() -> Iterator[None]:
     """Progress bars draw as on a terminal, but where nobody sees it."""
@@ -115,7 +132,8 @@ def _show(results: list[Any]) -> None:
     from rich.table import Table
 
     table = Table(
-        title="medians in ms per step, image or query; a goal of >= speaks of peer / ours", title_justify="left"
+        title="medians in ms per step, image or query, or in GB; a goal of >= speaks of peer / ours",
+        title_justify="left",
     )
     for column in ("", "ours", "peer", "ratio", "range", "goal", "holds"):
         table.add_column(column, justify="left" if column in ("", "holds") else "right")

@@ -71,3 +71,13 @@ def test_no_tensor_of_the_whole_matrix_is_made():
         keys = torch.arange(b)
         lean_info_nce(queries, documents, keys, lambda rows: keys[rows, None] != keys, chunk=chunk).backward()
     assert max(sizes) == b * chunk
+
+
+def test_without_a_mask_every_document_counts():
+    queries, documents, own, counted = world(4, 6)
+    q, d = normalize(queries), normalize(documents)
+    everything = torch.ones_like(counted)
+    assert torch.equal(
+        lean_info_nce(q, d, own, None, 0.2, 0.1, 3),
+        lean_info_nce(q, d, own, lambda rows: everything[rows], 0.2, 0.1, 3),
+    )

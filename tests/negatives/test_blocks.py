@@ -8,6 +8,7 @@ from zoo.losses import InfoNCE
 from zoo.methods.dual import DualEncoder
 from zoo.methods.text_encoders import TokenBag
 from zoo.negatives.blocks import Block, HardnessWeight, OwnNegativesOnly, Vetting, join, score_blocks
+from zoo.negatives.known import all_distinct
 
 
 class Drop(Vetting):
@@ -70,3 +71,18 @@ def test_masks_and_weights_stand_side_by_side():
     expected = torch.cat([(2 * blocks["qd"].scores).exp() * blocks["qd"].weight, blocks["qq"].weight], 1)
     torch.testing.assert_close(weight, expected)
     assert join({"qd": Block(scores, None), "qq": blocks["qq"]})[1][:, :9].all()
+
+
+@pytest.mark.parametrize(
+    ("known", "keys", "distinct"),
+    [
+        ([[0], [1]], [0, 1], True),
+        ([[0, 5], [1, -1]], [0, 1], True),
+        ([[0, 1], [1, -1]], [0, 1], False),
+        ([[0], [0]], [0, 0], False),
+        ([[0], [1]], [0, 1, -1, 7], False),
+        ([[0], [1]], [0, 1, 6, 7], True),
+    ],
+)
+def test_masks_are_needed_where_a_candidate_is_somebody_else_s_positive(known, keys, distinct):
+    assert all_distinct(torch.tensor(known), torch.tensor(keys)) == distinct

@@ -18,7 +18,7 @@ def lean_info_nce(
     queries: Float[Tensor, "B D"],
     documents: Float[Tensor, "M D"],
     own: Int[Tensor, " B"],
-    counted: Counted,
+    counted: Counted | None,
     temperature: float | Tensor = 0.1,
     label_smoothing: float = 0.0,
     chunk: int = 512,
@@ -32,7 +32,8 @@ def lean_info_nce(
         queries: as scores use them (unit norm, for cosines).
         documents: the positives among them.
         own: number of each query's positive among the documents.
-        counted: for a slice of the queries, which documents are their negatives; a query's own is not asked for.
+        counted: for a slice of the queries, which documents are their negatives; a query's own is not asked for. None
+            counts all.
         temperature: as in `info_nce`; may carry gradient.
         label_smoothing: as in `info_nce`.
         chunk: c, queries at a time.
@@ -50,7 +51,7 @@ class _LeanNCE(torch.autograd.Function):
         documents: Tensor,
         scale: Tensor,
         own: Tensor,
-        counted: Counted,
+        counted: Counted | None,
         smoothing: float,
         chunk: int,
     ) -> Tensor:
@@ -60,27 +61,31 @@ class _LeanNCE(torch.autograd.Function):
         for start in range(0, len(queries), chunk):
             rows = slice(start, min(start + chunk, len(queries)))
             place = own[rows, None]
-            left_out = (~counted(rows)).scatter_(1, place, False)
-            scores = queries[rows] @ documents.T
-            logits = (scores * scale).masked_fill_(left_out, -torch.inf)
+            logits = (queries[rows] * scale) @ documents.T
+            kept = None if counted is None else counted(rows).scatter(1, place, True)
+            if kept is not None:
+                logits.masked_fill_(~kept, torch.finfo(logits.dtype).min)  # finite, as it meets gradients of 0
             normaliser = logits.logsumexp(1, keepdim=True)
             positive = logits.gather(1, place)
             total += (normaliser - (1 - smoothing) * positive).sum()
-            share = smoothing / (~left_out).sum(1, keepdim=True).to(logits.dtype) if smoothing else None
-            if share is not None:
-                total -= (share * logits.masked_fill(left_out, 0.0).sum(1, keepdim=True)).sum()
+            if smoothing:
+                share = torch.full_like(logits, smoothing / logits.shape[1])
+                if kept is not None:
+                    share = kept * (smoothing / kept.sum(1, keepdim=True, dtype=logits.dtype))
+                total -= torch.dot(share.flatten(), logits.flatten())
             if not needs_grad:
                 continue
-            grad = logits.sub_(normaliser).exp_()  # with respect to the logits, times B
-            if share is not None:
+            grad = (logits - normaliser).exp_()  # with respect to the logits, times B
+            if smoothing:
                 grad -= share
-                grad.masked_fill_(left_out, 0.0)
             grad.scatter_add_(1, place, torch.full_like(positive, smoothing - 1))
-            d_scale += torch.dot(grad.flatten(), scores.flatten())
+            d_scale += torch.dot(grad.flatten(), logits.flatten())
             torch.mm(grad, documents, out=d_queries[rows])
             d_documents.addmm_(grad.T, queries[rows])
         factor = 1 / len(queries)
-        ctx.save_for_backward(d_queries.mul_(scale * factor), d_documents.mul_(scale * factor), d_scale * factor)
+        ctx.save_for_backward(
+            d_queries.mul_(scale * factor), d_documents.mul_(scale * factor), d_scale * factor / scale
+        )
         return total * factor
 
     @staticmethod

@@ -20,7 +20,7 @@ from zoo.losses.scores import at_least_float32, normalize
 from zoo.methods.base import ContrastiveMethod
 from zoo.negatives.blocks import Block, BlockName, PairEmbeddings, Vetting, join, score_blocks
 from zoo.negatives.candidates import Candidates
-from zoo.negatives.known import known_positives
+from zoo.negatives.known import all_distinct, known_positives
 
 
 class Encoded(NamedTuple):
@@ -198,29 +198,32 @@ class DualEncoder(ContrastiveMethod):
             x = pair_embeddings(encoded, batch)
             if self.lean:
                 return self.report(self.lean_loss(x), x.query, self.sample_scores(x))
-            blocks = self.vet(score_blocks(x, self.blocks), x, batch)
-            scores = self.candidate_scores(x, blocks)
-            loss = self.loss(*scores)
-            if self.symmetric:
-                loss = (loss + self.loss(scores[0], *self.backward_scores(x))) / 2
+            loss, scores = self.plain_loss(x, batch)
             return self.report(loss, x.query, scores)
+
+    def plain_loss(self, x: PairEmbeddings, batch: PairBatch) -> tuple[Tensor, tuple[Tensor, Tensor, Any]]:
+        """The loss, and the scores that it was made of."""
+        scores = self.candidate_scores(x, self.vet(score_blocks(x, self.blocks), x, batch))
+        loss = self.loss(*scores)
+        if self.symmetric:
+            loss = (loss + self.loss(scores[0], *self.backward_scores(x))) / 2
+        return loss, scores
 
     def lean_loss(self, x: PairEmbeddings) -> Float[Tensor, ""]:
         """The loss of `training_step` from embeddings."""
         loss: Any = self.loss
         own = torch.arange(len(x.query), device=x.query.device) + x.first
-        forward = loss.lean(
-            x.query,
-            x.documents,
-            own,
-            lambda rows: ~(known_positives(x.known[rows], x.document_key) | (x.document_key < 0)),
-        )
+        if all_distinct(x.queries_known, x.document_key):
+            masks: Any = (None, None)
+        else:
+            masks = (
+                lambda rows: ~(known_positives(x.known[rows], x.document_key) | (x.document_key < 0)),
+                lambda rows: ~known_positives(x.queries_known, x.positive_key[rows]).T,
+            )
+        forward = loss.lean(x.query, x.documents, own, masks[0])
         if not self.symmetric:
             return forward
-        backward = loss.lean(
-            x.positive, x.queries, own, lambda rows: ~known_positives(x.queries_known, x.positive_key[rows]).T
-        )
-        return (forward + backward) / 2
+        return (forward + loss.lean(x.positive, x.queries, own, masks[1])) / 2
 
     @staticmethod
     @torch.no_grad()
