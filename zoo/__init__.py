@@ -10,6 +10,8 @@ __version__ = "0.1.0"
 __getattr__, __all__ = lazy(
     __name__,
     {
+        "CLIPN": "methods.clipn",
+        "ComposedRetrieval": "methods.composed",
         "ConvNet": "methods.encoders",
         "CoupledEstimation": "methods.rankers",
         "CrossViewNet": "methods.geo_encoders",
@@ -26,6 +28,7 @@ __getattr__, __all__ = lazy(
         "OpenClip": "methods.open_clip",
         "RetrieverRanker": "methods.rankers",
         "SiameseContrast": "methods.siamese",
+        "SynOOD": "methods.synood",
         "TextTransformer": "methods.text_encoders",
         "TimmBackbone": "methods.encoders",
         "TokenBag": "methods.text_encoders",

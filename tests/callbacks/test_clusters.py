@@ -7,11 +7,13 @@ import pytest
 import torch
 
 from zoo.callbacks import clusters as module_under_test
-from zoo.callbacks.clusters import RefreshClusters
-from zoo.data.cluster_samplers import ClusterUnions, TopicBatches
+from zoo.callbacks.clusters import RefreshClusters, SelfAwareNegatives
+from zoo.data.cluster_samplers import ClusterUnions, OverlappingClusters, TopicBatches
 from zoo.data.samplers import RandomBatches
 from zoo.data.text import TextPairs
 from zoo.errors import ZooError
+from zoo.losses.scores import normalize
+from zoo.negatives.self_aware import self_aware_clusters
 
 # Six queries in three directions, eight pairs; documents lie elsewhere, in two directions.
 QUERIES = torch.tensor([[1.0, 0, 0], [2.0, 0.1, 0], [0, 1, 0], [0, 3, 0.1], [0, 0, 1], [0.1, 0, 1]])
@@ -136,3 +138,63 @@ def test_a_resumed_run_has_its_clusters_without_encoding(encodings, tmp_path):
 def test_a_sampler_that_reads_no_clusters_is_refused():
     with pytest.raises(ZooError, match="zoo.data.ClusterUnions"):
         RefreshClusters().on_fit_start(trainer(RandomBatches()), MODULE)
+
+
+def mined(callback, columns=None):
+    on = trainer(OverlappingClusters())
+    on.datamodule.train_pairs.columns |= columns or {}
+    callback.on_fit_start(on, MODULE)
+    return on, [row[row >= 0].tolist() for row in callback.clusters]
+
+
+def test_self_aware_clusters_are_those_of_the_encoders_vectors(encodings):
+    callback = SelfAwareNegatives(top_k=2, pool_mult=1)
+    on, found = mined(callback)
+    queries, documents = normalize(QUERIES)[torch.as_tensor(QUERY_OF)], normalize(DOCUMENTS)
+    known = on.datamodule.train_pairs.columns["known"]
+    expected, _ = self_aware_clusters(queries, documents, DOCUMENT_OF, 2, 1, known=known)
+    assert np.array_equal(callback.clusters, expected) and encodings == ["query", "document"]
+    for anchor, *others in found:
+        right = set(known[anchor].tolist())
+        assert not right & set(DOCUMENT_OF[others].tolist())
+    assert on.datamodule.sampler.clusters() is callback.clusters
+
+
+def test_tasks_are_mined_alone():
+    task = np.array([5, 5, 5, 5, 9, 9, 9, 9])
+    _, found = mined(SelfAwareNegatives(top_k=3, pool_mult=2), {"task": task})
+    assert found and all(len(set(task[cluster].tolist())) == 1 for cluster in found)
+    assert {task[cluster[0]] for cluster in found} == {5, 9}
+
+
+def test_the_share_of_false_negatives_is_logged_every_epoch():
+    logged = []
+    module = SimpleNamespace(log=lambda *_: None, log_dict=lambda found, **_: logged.append(found))
+    group = np.array([0, 0, 1, 1, 0, 0, 2, 2])
+    callback = SelfAwareNegatives(top_k=2, pool_mult=1, every_n_epochs=1)
+    on, found = mined(callback, {"group": group})
+    false = [group[i] == group[anchor] for anchor, *others in found for i in others]
+    members = np.mean([len(cluster) for cluster in found])
+    for epoch in range(2):
+        on.current_epoch = epoch
+        callback.on_train_epoch_end(on, module)
+    wanted = {"refresh/clusters": len(found), "refresh/members": members, "refresh/false_negatives": np.mean(false)}
+    assert logged == [wanted] * 2
+
+
+def test_samplers_and_callbacks_of_clusters_have_to_match():
+    with pytest.raises(ZooError, match=r"SelfAwareNegatives .* zoo\.data\.OverlappingClusters"):
+        SelfAwareNegatives().on_fit_start(trainer(ClusterUnions()), MODULE)
+    with pytest.raises(ZooError, match=r"RefreshClusters .* zoo\.data\.ClusterUnions"):
+        RefreshClusters().on_fit_start(trainer(OverlappingClusters()), MODULE)
+
+
+def test_a_resumed_run_has_its_overlapping_clusters(encodings, tmp_path):
+    first = SelfAwareNegatives(top_k=2, pool_mult=1)
+    mined(first)
+    torch.save(first.state_dict(), tmp_path / "state")
+    encodings.clear()
+    again = SelfAwareNegatives(top_k=2, pool_mult=1)
+    again.load_state_dict(torch.load(tmp_path / "state", weights_only=True))
+    on, _ = mined(again)
+    assert np.array_equal(on.datamodule.sampler.clusters(), first.clusters) and not encodings

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zoo.data.cluster_samplers import ClusterUnions, OneTaskBatches, TopicBatches
+from zoo.data.cluster_samplers import ClusterUnions, OneTaskBatches, OverlappingClusters, TopicBatches
 from zoo.data.text import TextPairs
 from zoo.errors import ZooError
 
@@ -82,6 +82,48 @@ def test_one_task_per_batch_on_all_ranks():
     assert len(set(both.ravel().tolist())) == both.size
 
 
+def test_mixed_batches_hold_the_same_number_of_pairs_of_each_task():
+    clusters = [0] * 23 + [1] * 10
+    one, mixed = (batches(OneTaskBatches("topic", mixed=m), clusters, 4) for m in (False, True))
+    assert one.shape == mixed.shape == (7, 4) and len(np.unique(mixed)) == 28
+    tasks = np.array(clusters)
+    assert [(tasks[b] == 1).sum() for b in (one, mixed)] == [8, 8]
+    assert len({len(set(tasks[row])) for row in one}) == 1 and max(len(set(tasks[row])) for row in mixed) == 2
+
+
 def test_missing_column():
     with pytest.raises(ZooError, match="no column 'task'"):
         OneTaskBatches().bind(pairs([0, 1]), 1, 0)
+
+
+def overlapping(rows, size, n=64, epoch=0):
+    sampler = OverlappingClusters()
+    sampler.bind(pairs(np.zeros(n)), size, seed=3)
+    sampler.set_clusters(np.array(rows))
+    sampler.set_epoch(epoch)
+    return np.stack([plan.indices for plan in sampler])
+
+
+def test_overlapping_clusters_stay_whole_in_batches_that_are_a_multiple():
+    rows = np.arange(64).reshape(16, 4)
+    found = overlapping(rows, 8)
+    assert found.shape == (8, 8) and sorted(found.ravel()) == list(range(64))
+    assert all(len(set((batch // 4).tolist())) == 2 for batch in found)
+    assert (found != overlapping(rows, 8, epoch=1)).any()
+
+
+def test_shorter_clusters_follow_and_what_is_missing_is_filled_with_whole_ones():
+    rows = [[0, 1, 2, 3], [4, 5, -1, -1], [6, 7, 8, 9], [6, 10, -1, -1]]
+    found = overlapping(rows, 4, n=20)
+    assert found.shape == (5, 4)
+    whole = {tuple(sorted(batch)) for batch in found.tolist()}
+    assert whole == {(0, 1, 2, 3), (6, 7, 8, 9), (4, 5, 6, 10)}
+    counts = np.bincount(found.ravel(), minlength=11)
+    assert counts[0] == 2 and counts[11:].sum() == 0
+
+
+def test_overlapping_clusters_are_random_before_and_refused_when_empty():
+    found = batches(OverlappingClusters(), np.zeros(64), 8)
+    assert sorted(found.ravel()) == list(range(64))
+    with pytest.raises(ZooError, match="not one cluster"):
+        overlapping(np.empty((0, 3), int), 8)

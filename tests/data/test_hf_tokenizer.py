@@ -145,3 +145,36 @@ def test_other_tokenizers_pad_with_zero(tmp_path):
     tokenizer.prepare(Source(), tmp_path)
     found = tokenizer(["two three", "four", ""], "query")
     assert (found.ids[~found.mask] == 0).all() and not found.pool[:2, 0].any() and found.pool[2].any()
+
+
+def spelled(tokenizer, ids):
+    return "".join(words(tokenizer, ids)).replace("Ġ", " ").replace("Ċ", "\n")
+
+
+PLAIN = "{% for m in messages %}<{{ m.role }}> {{ m.content }}\n{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+@pytest.mark.parametrize("template", [None, PLAIN])
+def test_a_chat_frames_every_text_and_ends_where_the_model_would_answer(gpt, template):
+    tokenizer = prepared(gpt, system="four", query_prefix="query: ", query_length=60, document_length=60)
+    tokenizer._tokenizer.chat_template = template
+    found = tokenizer(["one two three", "four"], "query")
+    texts = [spelled(tokenizer, ids[mask]) for ids, mask in zip(found.ids, found.mask, strict=True)]
+    if template is None:
+        assert texts[1] == "system: four\nuser: query: four\nassistant:"
+    else:
+        assert texts[1] == "<system> four\n<user> query: four\n<assistant>"
+    assert texts[0] == texts[1].replace("query: four", "query: one two three")
+    pooled = spelled(tokenizer, found.ids[1][found.pool[1]])
+    assert pooled == texts[1].partition("query: ")[2]  # the text and the turn's end, not the frame in front
+    assert "<eos>" not in "".join(texts)
+
+
+def test_of_a_chat_the_text_is_cut_and_the_frame_is_not(gpt):
+    tokenizer = prepared(gpt, system="four", query_length=60)
+    whole = tokenizer(["four"], "query").ids.shape[1] - len(tokenizer.encode(["four"], 9)[0]) + 1  # its <eos>
+    tight = prepared(gpt, system="four", query_length=whole + 1)
+    text = spelled(tight, tight(["four five six seven"], "query").ids[0])
+    assert text.startswith("system: four\nuser: ") and text.endswith("\nassistant:")
+    with pytest.raises(ZooError, match=f"frame takes {whole} of {whole} tokens"):
+        prepared(gpt, system="four", query_length=whole)(["four"], "query")

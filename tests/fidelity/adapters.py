@@ -8,10 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from tests.fidelity.clip_composed import CLIP_COMPOSED
 from tests.fidelity.clip_evaluation import CLIP_EVALUATION
-from tests.fidelity.common import Arrays, grads, leaves_of, run
 from tests.fidelity.clip_generative import CLIP_GENERATIVE
 from tests.fidelity.clip_losses import CLIP_LOSSES
+from tests.fidelity.clip_ood import CLIP_OOD
+from tests.fidelity.common import Arrays, grads, leaves_of, run
 from tests.fidelity.geo_evaluation import GEO_EVALUATION
 from tests.fidelity.geo_sampling import GEO_SAMPLING
 from tests.fidelity.text_distillation import TEXT_DISTILLATION
@@ -141,7 +143,9 @@ ADAPTERS: dict[str, Callable[[Arrays], dict[str, np.ndarray]]] = {
     "ssl_dcl": decoupled,
     **CLIP_EVALUATION,
     **CLIP_GENERATIVE,
+    **CLIP_COMPOSED,
     **CLIP_LOSSES,
+    **CLIP_OOD,
     **GEO_EVALUATION,
     **GEO_SAMPLING,
     **TEXT_DISTILLATION,

@@ -9,7 +9,7 @@ import torch
 
 from tests.fidelity.common import Arrays, grads, leaves_of
 from zoo.losses import info_nce, normalize
-from zoo.methods.composed import Keys, Parts, compose, composed_mask, composed_scores
+from zoo.methods.composed import Keys, NegativeType, Parts, compose, composed_mask, composed_scores
 from zoo.negatives import Candidates
 from zoo.negatives.known import known_positives
 from zoo.negatives.self_aware import self_aware_clusters
@@ -30,7 +30,8 @@ def spn4cir(arrays: Arrays) -> dict[str, np.ndarray]:
     parts = Parts(a["refer"], a["text_raw"], normalize(a["target_raw"]))
     row = torch.arange(len(query))
     keys = Keys(row, row, row, row[:, None])
-    for name, kind in (("target", "target"), ("refer", "reference"), ("text", "text"), ("query", "query")):
+    kinds: dict[str, NegativeType] = {"target": "target", "refer": "reference", "text": "text", "query": "query"}
+    for name, kind in kinds.items():
         scores, mask = composed_scores(parts, parts, kind), composed_mask(keys, keys, kind)
         out[f"loss_{name}_neg"] = info_nce(scores.diagonal()[:, None], scores, mask, tau)
     found = grads(out["loss_target_neg"], leaves)

@@ -169,3 +169,24 @@ def test_a_loaded_table_may_be_saved_over_itself(tmp_path):
     NegativeTable.load(tmp_path).skip_top(1).save(tmp_path)
     loaded = NegativeTable.load(tmp_path)
     assert loaded.ids.tolist() == [[2, -1], [-1, -1]] and loaded.fingerprint != table.fingerprint
+
+
+def test_a_teacher_s_scores_go_along_with_what_is_drawn(tmp_path):
+    plain, rng = _table(4)
+    positives = rng.random(5)
+    table = NegativeTable(plain.ids, plain.scores, positives=positives)
+    places = table.draw_places(np.array([0, 3, 3]), 9, np.random.default_rng(1))
+    ids, scores = table.at(np.array([0, 3, 3]), places)
+    assert (ids == table.draw(np.array([0, 3, 3]), 9, np.random.default_rng(1))).all()
+    for row, found, judged in zip((0, 3, 3), ids, scores, strict=True):
+        assert {(i, s) for i, s in zip(found, judged, strict=True) if i >= 0} <= set(_rows(table)[row])
+        assert (judged[found < 0] == -np.inf).all()
+    kept = table.skip_top(1)
+    assert (kept.positives == positives).all() and table.fingerprint != plain.fingerprint
+    kept.save(tmp_path)
+    assert (NegativeTable.load(tmp_path).positives == positives).all()
+    assert NegativeTable.load(tmp_path).fingerprint == kept.fingerprint
+    plain.save(tmp_path)
+    assert NegativeTable.load(tmp_path).positives is None
+    with pytest.raises(ValueError, match=r"positives \(3,\)"):
+        NegativeTable(plain.ids, plain.scores, positives=positives[:3])

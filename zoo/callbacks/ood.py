@@ -36,7 +36,9 @@ class OODEvaluation(pl.Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         if not hasattr(trainer.datamodule.source, "ood_sets"):
-            raise ZooError("OODEvaluation needs a source with ood_sets, such as zoo.data.SceneSubjects: remove the callback")
+            raise ZooError(
+                "OODEvaluation needs a source with ood_sets, such as zoo.data.SceneSubjects: remove the callback"
+            )
 
     def on_validation_epoch_end(self, trainer: Any, pl_module: Any) -> None:
         if not trainer.sanity_checking and self.val_images:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from zoo.callbacks.encoding import encode
-from zoo.data.collections import RetrievalSet
+from zoo.data.collections import OneSide, RetrievalSet
 from zoo.data.pairs import Split
 from zoo.quantise import truncate
 from zoo.retrieval import bm25_run, retrieval_metrics
@@ -23,7 +23,8 @@ class RetrievalEvaluation(pl.Callback):
     MRR@10, Recall@k, nDCG@10, MAP as in `zoo.retrieval`. A test also has `..._bm25`, the lexical reference on the same
     queries and documents, and `..._random`, this run's encoder before training; `test/mrr@10_dim32` of prefixes and
     `test/mrr@10_binary` of one-bit codes where asked for; and of a module that outputs its teacher's embeddings too
-    `..._teacher`, and `..._asymmetric` for its queries against the teacher's documents.
+    `..._teacher`, and `..._asymmetric` for its queries against the teacher's documents. Where a source has several sets,
+    as one for each task, `..._<name>` are those of the others.
 
     Args:
         ks: depths of recall.
@@ -43,11 +44,11 @@ class RetrievalEvaluation(pl.Callback):
         self._depth = max(10, *self.ks)  # of MRR@10 and nDCG@10
         self.baselines: dict[str, float] = {}
         self._parts: dict[tuple[str, int], list[Tensor]] = {}
-        self._sets: dict[Split, RetrievalSet] = {}
+        self._sets: dict[Split, dict[str, RetrievalSet]] = {}
 
-    def _set(self, trainer: Any, split: Split) -> RetrievalSet:
+    def _retrievals(self, trainer: Any, split: Split) -> dict[str, RetrievalSet]:
         if split not in self._sets:
-            self._sets[split] = trainer.datamodule.source.retrieval(split, trainer.datamodule.root)
+            self._sets[split] = trainer.datamodule.source.retrievals(split, trainer.datamodule.root)
         return self._sets[split]
 
     def _metrics(self, sides: Sequence[Tensor], data: RetrievalSet) -> dict[str, float]:
@@ -60,8 +61,11 @@ class RetrievalEvaluation(pl.Callback):
         # A resumed run has them from its checkpoint, as its encoder is no longer untrained.
         if not self.references or self.baselines or trainer.fast_dev_run:
             return
-        data, datamodule = self._set(trainer, "test"), trainer.datamodule
-        sides = [encode(trainer, pl_module, side) for side in datamodule.source.evaluation("test", datamodule.root)]
+        data = self._retrievals(trainer, "test")[""]
+        sides = [
+            encode(trainer, pl_module, OneSide(data.documents, "document")),
+            encode(trainer, pl_module, OneSide(data.queries, "query")),
+        ]
         ids = torch.as_tensor(bm25_run(data.queries, data.documents, self._depth)[0])
         for name, found in (
             ("random", self._metrics(sides, data)),
@@ -79,11 +83,14 @@ class RetrievalEvaluation(pl.Callback):
     def _evaluate(self, trainer: Any, split: Split) -> dict[str, float]:
         x = {key: torch.cat(parts) for key, parts in self._parts.items()}
         self._start()
-        data = self._set(trainer, split)
-        documents, queries = x["features", 0], x["features", 1]
-        found = self._metrics((documents, queries), data)
+        found = {}
+        for number, (name, data) in enumerate(self._retrievals(trainer, split).items()):
+            suffix = f"_{name}" if name else ""
+            sides = x["features", 2 * number], x["features", 2 * number + 1]
+            found |= {f"{key}{suffix}": value for key, value in self._metrics(sides, data).items()}
         if split == "val":
             return found
+        data, (documents, queries) = self._retrievals(trainer, split)[""], (x["features", 0], x["features", 1])
         others = {f"dim{n}": tuple(truncate(e, n) for e in (documents, queries)) for n in self.truncate}
         if self.binary:
             others["binary"] = tuple(torch.where(e > 0, 1.0, -1.0) for e in (documents, queries))

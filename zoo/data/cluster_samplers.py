@@ -102,6 +102,33 @@ class ClusterUnions(ClusteredBatches):
         return self.cut(np.concatenate([rng.permutation(members[i]) for i in rng.permutation(len(members))]))
 
 
+class OverlappingClusters(ClusteredBatches):
+    """SaHa: batches of whole clusters `[C, K + 1]` (-1 padded) of pairs that are hard negatives of each other.
+
+    Full clusters come first, in random order, so that a batch that is a multiple of K + 1 splits none of them; then the
+    shorter ones; then, where pairs are missing, full ones again. The batches are shuffled. A pair may be in several
+    clusters, and in none. Before the first clusters batches are random.
+
+    Source: Ju and Lee 2025 (arXiv 2508.00955).
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+
+    def compose(self, rng: np.random.Generator) -> np.ndarray:
+        clusters = self.clusters()
+        if clusters is None:
+            return self.cut(rng.permutation(len(self.dataset)))
+        if not len(clusters):
+            raise ZooError("there is not one cluster to compose batches of: raise top_k or pool_mult")
+        wanted, passes = len(self) * self.batch_size * self.world_size, []
+        while sum(map(len, passes)) < wanted:
+            shuffled = clusters[rng.permutation(len(clusters))]
+            shuffled = shuffled[np.argsort((shuffled < 0).sum(1), kind="stable")]
+            passes.append(shuffled[shuffled >= 0])
+        return rng.permutation(self.cut(np.concatenate(passes)))
+
+
 class OneTaskBatches(ClusteredBatches):
     """Every batch, over all ranks, from one task: blocks of each task's shuffled pairs, in a shuffled order.
 
@@ -109,10 +136,12 @@ class OneTaskBatches(ClusteredBatches):
 
     Args:
         column: of the data set that names the tasks.
+        mixed: compose the batches of an epoch of the very same pairs, but at random: the baseline.
     """
 
-    def __init__(self, column: str = "task") -> None:
+    def __init__(self, column: str = "task", mixed: bool = False) -> None:
         super().__init__(column)
+        self.mixed = mixed
 
     def _blocks(self) -> int:
         size = self.batch_size * self.world_size
@@ -127,4 +156,5 @@ class OneTaskBatches(ClusteredBatches):
         for pairs in self.members() or []:
             n = len(pairs) // size * size
             blocks.append(rng.permutation(pairs)[:n].reshape(-1, size))
-        return rng.permutation(np.concatenate(blocks))
+        batches = np.concatenate(blocks)
+        return rng.permutation(batches.ravel()).reshape(batches.shape) if self.mixed else rng.permutation(batches)

@@ -22,12 +22,16 @@ class HFTokenizer(Tokenizer):
 
     Args:
         name: folder or hub id of the model.
+        system: makes a chat of each text: this instruction is the system's turn, prefix and text are the user's, and the
+            assistant's begins, so that the last token (`pooling: last`) is where the model would answer. Texts are cut,
+            the frame is not. Ju and Lee 2025 (arXiv 2508.00955) have "Given an image, summarize the provided image in
+            one word. Given only text, describe the text in one word."
         query_length, document_length, query_prefix, document_prefix: as in `Tokenizer`.
     """
 
-    def __init__(self, name: str, **kwargs: Any) -> None:
+    def __init__(self, name: str, system: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.name = name
+        self.name, self.system = name, system
 
     def prepare(self, source: PairSource, root: Path | None) -> None:
         from transformers import AutoTokenizer
@@ -52,6 +56,8 @@ class HFTokenizer(Tokenizer):
 
     def __call__(self, texts: Sequence[str], side: Side) -> Tokens:
         prefix = self.prefixes[side]
+        if self.system is not None:
+            return self._chat(texts, prefix, self.lengths[side])
         if not prefix:
             return padded(self.encode(texts, self.lengths[side]), 0, self.pad_id)
         found = self._encode([prefix + text for text in texts], self.lengths[side], return_offsets_mapping=True)
@@ -61,6 +67,28 @@ class HFTokenizer(Tokenizer):
             for row in found["offset_mapping"]
         ]
         return padded(found["input_ids"], skipped, self.pad_id)
+
+    def _chat(self, texts: Sequence[str], prefix: str, length: int) -> Tokens:
+        """Texts in the frame of a chat; of that frame and the prefix what follows the text is pooled."""
+        head, tail = (self._tokenizer(part, add_special_tokens=False)["input_ids"] for part in self._frame(prefix))
+        room = length - len(head) - len(tail)
+        if room < 1:
+            raise ZooError(
+                f"the chat's frame takes {len(head) + len(tail)} of {length} tokens: raise query_length and "
+                "document_length of --data.tokenizer, or shorten its system instruction"
+            )
+        rows = self._encode(texts, room, add_special_tokens=False)["input_ids"]
+        return padded([[*head, *row, *tail] for row in rows], len(head), self.pad_id)
+
+    def _frame(self, prefix: str) -> tuple[str, str]:
+        """What stands before and after a text: the model's own chat template, or a plain one."""
+        if self._tokenizer.chat_template is None:
+            return f"system: {self.system}\nuser: {prefix}", "\nassistant:"
+        place = "\ue000"  # a character that no template has
+        turns = [{"role": "system", "content": self.system}, {"role": "user", "content": prefix + place}]
+        text = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+        head, _, tail = text.partition(place)
+        return head, tail
 
     def _encode(self, texts: Sequence[str], length: int, **kwargs: Any) -> Any:
         if not len(texts):

@@ -68,6 +68,7 @@ class _LeanNCE(torch.autograd.Function):
             normaliser = logits.logsumexp(1, keepdim=True)
             positive = logits.gather(1, place)
             total += (normaliser - (1 - smoothing) * positive).sum()
+            share = None
             if smoothing:
                 share = torch.full_like(logits, smoothing / logits.shape[1])
                 if kept is not None:
@@ -76,7 +77,7 @@ class _LeanNCE(torch.autograd.Function):
             if not needs_grad:
                 continue
             grad = (logits - normaliser).exp_()  # with respect to the logits, times B
-            if smoothing:
+            if share is not None:
                 grad -= share
             grad.scatter_add_(1, place, torch.full_like(positive, smoothing - 1))
             d_scale += torch.dot(grad.flatten(), logits.flatten())

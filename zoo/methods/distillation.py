@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from zoo.data.pairs import PairBatch
@@ -17,14 +17,19 @@ from zoo.negatives.blocks import PairEmbeddings, score_blocks
 
 
 class Distillation(DualEncoder):
-    """A dual encoder that learns from teachers which see the same batch, or from scores stored with the data.
+    """A dual encoder that learns from teachers which see the same batch, or from scores stored with its negatives.
+
+    Scores of each query's own list, the positive and the explicit negatives, are the first found of: those of the
+    negatives' table (`PairBatch.teacher`), a teacher's `rewards`, dot products of a teacher's embeddings.
 
     Args:
         encoder: as in `DualEncoder`.
         loss: not minimised; callbacks read its temperature to describe the scores.
-        objective: maps (student's embeddings, teachers' embeddings, stored scores `[B, 1 + K]` or None) to a scalar.
-        teachers: frozen models, `forward(PairBatch) -> Encoded`: guides (`zoo.methods.LexicalGuide`, `Bm25Teacher`,
-            `EncoderGuide`). Their scores are dot products of their embeddings.
+        objective: maps (student's embeddings, embeddings of those teachers that have them, scores of the own lists
+            `[B, 1 + K]` or None) to a scalar.
+        teachers: frozen models in evaluation mode. Guides, `forward(PairBatch) -> Encoded`, embed a batch (`LexicalGuide`,
+            `Bm25Teacher`, `EncoderGuide`, all in `zoo.methods`); models of pairs, `rewards(PairBatch) -> [B, 1 + K]`,
+            score the own lists (`CrossEncoder`, `CausalReward`).
         **kwargs: as in `DualEncoder`.
     """
 
@@ -38,7 +43,12 @@ class Distillation(DualEncoder):
     ) -> None:
         super().__init__(encoder, loss, **kwargs)
         self.objective = objective
-        self.teachers = nn.ModuleList(teachers).requires_grad_(False)
+        self.teachers = nn.ModuleList(teachers).requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Distillation:
+        super().train(mode)
+        self.teachers.eval()
+        return self
 
     def frozen_models(self) -> list[nn.Module]:
         return [*super().frozen_models(), *self.teachers]
@@ -48,16 +58,21 @@ class Distillation(DualEncoder):
         with torch.autocast(encoded.query.device.type, enabled=False):
             x = pair_embeddings(encoded, batch)
             with torch.no_grad():
-                teachers = [pair_embeddings(teacher(batch), batch, grad=False) for teacher in self.teachers]
-            loss = self.objective(x, teachers, batch.teacher)
+                judges = [teacher for teacher in self.teachers if hasattr(teacher, "rewards")]
+                guides = [teacher for teacher in self.teachers if not hasattr(teacher, "rewards")]
+                own = batch.teacher
+                if own is None and judges:
+                    own = judges[0].rewards(batch)  # type: ignore[operator]
+                teachers = [pair_embeddings(guide(batch), batch, grad=False) for guide in guides]
+            loss = self.objective(x, teachers, own)
             return self.report(loss, x.query, self.candidate_scores(x, score_blocks(x)))
 
 
 class TeacherMargins(nn.Module):
     """TAS-Balanced's dual supervision: a pairwise teacher on own negatives, an in-batch teacher on everybody else's.
 
-    The first teacher sees (positive, own negative), the last one the batch; a single teacher plays both parts. Stored
-    scores, where the data has them, are the first's. Batches need one explicit negative per query.
+    The first teacher sees (positive, own negative), the last one the batch; a single teacher plays both parts. Scores of
+    the own lists, where there are some, are the first's. Batches need one explicit negative per query.
 
     Args:
         loss: of the margins.
@@ -69,18 +84,26 @@ class TeacherMargins(nn.Module):
         super().__init__()
         self.loss, self.scale = loss, scale
 
-    def forward(self, x: PairEmbeddings, teachers: list[PairEmbeddings], stored: Tensor | None) -> Float[Tensor, ""]:
+    def forward(self, x: PairEmbeddings, teachers: list[PairEmbeddings], listed: Tensor | None) -> Float[Tensor, ""]:
         pairs, own = len(x.queries), x.own_places()
         if own.shape[1] < 2:
             raise ZooError("margins take an own negative: set --data.n_negatives 1 and --data.miner (or --data.table)")
-        student = (x.query @ x.documents.T).split(pairs, 1)
+        if not teachers:
+            raise ZooError("margins take a teacher that embeds the batch: add one to --model.teachers")
+        scores = x.query @ x.documents.T
+        student = scores.split(pairs, 1)
         first, last = (self.scale * (t.query @ t.documents.T) for t in (teachers[0], teachers[-1]))
-        pair = first.gather(1, own) if stored is None else self.scale * stored
+        if listed is None:
+            pair = first.gather(1, own)
+        else:  # where a row has no negative, nothing is to be learnt from its pair
+            pair = (self.scale * listed).where(_there(x, own).all(1, keepdim=True), scores.gather(1, own).detach())
         return self.loss(*student[:2], pair[:, :1], pair[:, 1:2], *last.split(pairs, 1)[:2], x.first)
 
 
 class TeacherRewards(nn.Module):
     """LLM-Embedder's supervision: a query's own candidates in the order of their rewards.
+
+    Rows with too few negatives repeat those they have, or else the positive.
 
     Args:
         loss: of the rewards.
@@ -91,12 +114,30 @@ class TeacherRewards(nn.Module):
         super().__init__()
         self.loss, self.scale = loss, scale
 
-    def forward(self, x: PairEmbeddings, teachers: list[PairEmbeddings], stored: Tensor | None) -> Float[Tensor, ""]:
+    def forward(self, x: PairEmbeddings, teachers: list[PairEmbeddings], listed: Tensor | None) -> Float[Tensor, ""]:
         own = x.own_places()
-        rewards = (teachers[0].query @ teachers[0].documents.T).gather(1, own) if stored is None else stored
+        if listed is None and not teachers:
+            raise ZooError("no rewards: add to --model.teachers, or set --data.miner to one of a data set with scores")
+        rewards = (teachers[0].query @ teachers[0].documents.T).gather(1, own) if listed is None else listed
+        tiled = _tiled(_there(x, own))
+        own, rewards = own.gather(1, tiled), rewards.gather(1, tiled)
         # The positive stays first, whatever its reward; negatives follow by falling reward.
         order = rewards[:, 1:].argsort(dim=1, descending=True, stable=True) + 1
         order = torch.cat([torch.zeros_like(order[:, :1]), order], 1)
         scores = x.query @ x.documents.T
         weight = score_blocks(x)["qd"].weight
         return self.loss(scores, own.gather(1, order), self.scale * rewards.gather(1, order), weight)
+
+
+def _there(x: PairEmbeddings, own: Int[Tensor, "B G"]) -> Bool[Tensor, "B G"]:
+    """Which of each query's own candidates are no padding."""
+    return x.document_key[own] >= 0
+
+
+def _tiled(there: Bool[Tensor, "B G"]) -> Int[Tensor, "B G"]:
+    """For each place of a list the place of a candidate that is there: itself, or one of the list's negatives in turn."""
+    negatives = there[:, 1:].sort(dim=1, descending=True, stable=True)
+    count = negatives.values.sum(1, keepdim=True)
+    turn = torch.arange(there.shape[1] - 1, device=there.device) % count.clamp_min(1)
+    place = torch.where(count > 0, negatives.indices.gather(1, turn) + 1, 0)
+    return torch.cat([torch.zeros_like(count), place], 1)

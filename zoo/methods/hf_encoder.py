@@ -61,7 +61,7 @@ class HFEncoder(nn.Module):
         if gradient_checkpointing:
             model.activation_checkpointing_enable()
         if lora_rank is not None:
-            model = _with_lora(model, lora_rank)
+            model = with_lora(model, lora_rank)
         for part, module in model.named_modules():  # a head that pooling replaces: DDP wants no gradient to be missing
             if part.rpartition(".")[2] == "pooler":
                 module.requires_grad_(False)
@@ -122,13 +122,16 @@ def _drop_causal_mask(model: Any, name: str) -> None:
             )
 
 
-def _with_lora(model: Any, rank: int) -> Any:
+def with_lora(model: Any, rank: int, task: str = "FEATURE_EXTRACTION") -> Any:
+    """The model with adapters of all linear layers, and all else frozen, save a head that `task` trains.
+
+    Raises:
+        ZooError: `peft` is missing.
+    """
     try:
         from peft import LoraConfig, get_peft_model
     except ImportError:
         raise ZooError("lora_rank needs peft: pip install negatives-zoo[lora]") from None
-    config = LoraConfig(
-        task_type="FEATURE_EXTRACTION", r=rank, lora_alpha=2 * rank, lora_dropout=0.1, target_modules="all-linear"
-    )
+    config = LoraConfig(task_type=task, r=rank, lora_alpha=2 * rank, lora_dropout=0.1, target_modules="all-linear")
     with warnings.catch_warnings(action="ignore"):  # what peft and transformers have to tell each other
         return get_peft_model(model, config)

@@ -89,6 +89,7 @@ class OpenClip(nn.Module):
         super().__init__()
         self.name, config = find_model(model)
         clip = _build(self.name, config, pretrained)
+        self.dim: int = config["embed_dim"]
         text = config["text_cfg"]
         # What `open_clip` builds under this name has a `text` tower of its own, as the model here, or spreads its parts.
         self._has_text = bool(config.get("custom_text")) or "hf_model_name" in text
