@@ -20,10 +20,15 @@ TINY = [
     *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
 ]
 # Every epoch of the recipe, as some parts of a method start late, but few steps of each.
-TINY_TEXT = [
-    *("--data.source.limit", "64", "--data.batch_size", "8", "--trainer.limit_train_batches", "2"),
+SHORT = [
+    *("--data.batch_size", "8", "--trainer.limit_train_batches", "2"),
     *("--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
 ]
+SMALL = {
+    "text": ["--data.source.limit", "64"],
+    "geo": ["--data.source.n_train", "64", "--data.source.n_val", "32", "--data.source.n_test", "32"],
+    "clip": ["--data.source.n_train", "64", "--data.source.n_val", "32", "--data.source.n_test", "32"],
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -44,8 +49,9 @@ def config(name, *overlays):
 
 
 def fit(name):
-    if recipes.load_card(name).family == "text":
-        return main(["fit", name, *TINY_TEXT])
+    family = recipes.load_card(name).family
+    if family != "ssl":
+        return main(["fit", name, *SMALL[family], *SHORT])
     queue = ["--model.queue_size", "64"] if "queue_size" in config(name)["model"].get("init_args", {}) else []
     return main(["fit", name, "smoke", *TINY, *queue])
 
@@ -56,7 +62,10 @@ def test_recipe_runs(place, name):
     (run,) = (place / "runs" / name).iterdir()
     result = json.loads((run / "result.json").read_text())
     card = recipes.load_card(name)
-    steps = 10 if card.family == "text" else 4
+    trainer = config(name)["trainer"]
+    steps = (
+        4 if card.family == "ssl" else 2 * trainer["max_epochs"] // min(2, trainer.get("accumulate_grad_batches", 1))
+    )
     assert result["recipe"] == name and result["budget"].startswith(f"{steps} steps x ")
     assert result["primary"] == card.primary
     metrics = result["metrics"]
@@ -75,8 +84,14 @@ def test_recipe_runs(place, name):
 COMPARED = [n for n in recipes.names() if recipes.load_card(n).baseline]
 
 
-@pytest.mark.parametrize("name", [n for n in COMPARED if recipes.load_card(n).family == "text"])
-def test_text_recipe_and_baseline_share_data_encoder_and_budget(name):
+# What these compare is the batch, the schedule, or the data that a pair is made of.
+OTHER_BUDGET = {"basic_scaling", "spn4cir", "generative_negatives"}
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in COMPARED if recipes.load_card(n).family != "ssl" and n not in OTHER_BUDGET]
+)
+def test_recipe_and_baseline_share_data_encoder_and_budget(name):
     card = recipes.load_card(name)
     ours, theirs = config(name), config(card.baseline)
     assert recipes.load_card(card.baseline).arena == card.arena

@@ -69,6 +69,18 @@ def test_explicit_negatives_come_from_the_table(workers):
     assert seen == N - 1
 
 
+@pytest.mark.parametrize("balanced", [0, 4])
+def test_a_teacher_s_scores_come_with_the_negatives_that_were_drawn(balanced):
+    plain = table()
+    scored = NegativeTable(plain.ids, np.where(plain.ids >= 0, plain.ids / 8, -np.inf), positives=np.arange(N) + 50.0)
+    n = 1 if balanced else 2
+    for batch in ready(table=scored, n_negatives=n, balanced=balanced).train_dataloader():
+        drawn = batch.negatives[:, 0, 0, 0].view(4, n) / 8
+        assert torch.equal(batch.teacher[:, 0], batch.index + 50.0)
+        assert torch.equal(batch.teacher[:, 1:], drawn.masked_fill(~batch.negative_mask, -torch.inf))
+    assert all(batch.teacher is None for batch in ready(table=plain, n_negatives=n).train_dataloader())
+
+
 def test_negatives_differ_between_epochs_and_repeat_with_the_seed():
     def draws(module, epoch):
         loader = module.train_dataloader()

@@ -13,6 +13,7 @@ import pytest
 from zoo.data import NegativesDataModule
 from zoo.data.pair_files import HubDataset, PairFiles
 from zoo.errors import ZooError
+from zoo.negatives.miners import NamedNegatives, Rules
 
 ROWS = [
     {"query": "a", "positive": "A", "negative": "B"},
@@ -87,6 +88,41 @@ def test_lists_of_negatives_keep_their_order(tmp_path):
     assert (pairs.negatives[1:] == -1).all() and pairs.negatives.shape == (3, 4)
     with pytest.raises(ZooError, match="name no negatives"):
         PairFiles(anchor="q", positive="p").split("train", tmp_path).table()
+
+
+SCORED = [
+    {"query": "a", "positive": "A", "negative": ["Z", "Y", "X"], "judged": [0.9, 0.1, 0.8, 0.3], "reply": "one"},
+    {"query": "b", "positive": "B", "judged": [0.7], "reply": "two"},
+    {"query": "a", "positive": "A", "negative": ["Y", "W"], "judged": [5, 6, 0.5], "reply": "three"},  # known: W alone
+    {"query": "c", "positive": "C", "negative": ["A"], "judged": [-1, 0.2], "reply": "four"},
+]
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "parquet"])
+def test_a_teacher_s_scores_and_answers_stay_with_their_texts(tmp_path, suffix):
+    table(tmp_path / f"train.{suffix}", SCORED)
+    table(tmp_path / "val.jsonl", [{"query": "a", "positive": "A"}])  # evaluation needs neither
+    source = PairFiles(scores="judged", answer="reply")
+    source.prepare(tmp_path)
+    pairs = source.split("train", tmp_path)
+    assert list(pairs.answers) == ["one", "two", "four"] and source.split("val", tmp_path).answers is None
+    mined = NamedNegatives().mine(pairs)
+    assert mined.positives.tolist() == pytest.approx([0.9, 0.7, -1])
+    found = [
+        [(pairs.documents[d], pytest.approx(s)) for d, s in zip(ids, scores, strict=True) if d >= 0]
+        for ids, scores in zip(mined.ids, mined.scores, strict=True)
+    ]
+    assert found == [[("Y", 0.8), ("W", 0.5), ("X", 0.3), ("Z", 0.1)], [], [("A", 0.2)]]
+    margin = NamedNegatives(Rules(absolute_margin=0.2)).mine(pairs)  # a positive of its own teacher, not of the miner
+    assert margin.counts.tolist() == [3, 0, 0]
+    assert PairFiles().split("train", tmp_path).table().positives is None
+
+
+@pytest.mark.parametrize("scores", [[0.5], [0.5, "1"], 3, None, [0.5, float("nan")]])
+def test_scores_that_do_not_fit_their_row_are_named(tmp_path, scores):
+    jsonl(tmp_path / "train.jsonl", [{"query": "a", "positive": "A", "negative": "Z", "judged": scores}])
+    with pytest.raises(ZooError, match=r"train.jsonl:1: the field 'judged' is no list of 2 numbers"):
+        PairFiles(scores="judged").split("train", tmp_path)
 
 
 def test_negatives_reach_the_batch(tmp_path):

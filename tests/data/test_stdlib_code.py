@@ -8,6 +8,7 @@ import pytest
 
 from zoo.data.planting import corrupt_pairs, plant_duplicates
 from zoo.data.stdlib_code import StdlibCode
+from zoo.errors import ZooError
 
 MODULE = '''"""A module."""
 
@@ -107,6 +108,24 @@ def test_limits_on_length(library):
     assert "Too short." in {q for q, _ in everything(StdlibCode(min_words=2))}
     limited = StdlibCode(limit=4)
     assert [len(limited.split(s, None)) for s in ("train", "val", "test")] == [4, 4, 4]
+
+
+def test_details_are_what_else_a_docstring_says(library):
+    source = StdlibCode(documents="details")
+    found = everything(source)
+    assert found == {
+        (f"Combine the inputs of stage {i}.", "The second paragraph is no query.") for i in (*range(39), 100, 101, 200)
+    }
+    assert source.manifest != StdlibCode().manifest
+    with pytest.raises(ZooError, match="no train pairs"):
+        StdlibCode(documents="details", min_words=7).prepare(None)
+
+
+@pytest.mark.parametrize("limits", [{"min_words": 99}, {"min_lines": 99}, {"limit": 0}])
+def test_limits_that_leave_nothing_are_one_line(library, limits):
+    with pytest.raises(ZooError, match="stdlib-code has no train pairs within min_words") as error:
+        StdlibCode(**limits).prepare(None)
+    assert "\n" not in str(error.value)
 
 
 def test_splits_are_disjoint_by_module_and_fixed(library):

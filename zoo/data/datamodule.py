@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.data.collections import Side
+from zoo.data.composed import Composed
 from zoo.data.pairs import PairBatch, PairDataset, PairSource, Split
 from zoo.data.samplers import BatchPlan, BatchSampler, RandomBatches
 from zoo.data.tokenizers import Tokenizer
@@ -39,7 +40,7 @@ class NegativesDataModule(pl.LightningDataModule):
         tokenizer: makes tokens of texts, in the loader processes; None leaves them as they are.
         sampler: which pairs share a batch.
         table: folder of a saved NegativeTable, or the table itself, from which explicit negatives are drawn or a sampler
-            composes batches.
+            composes batches. A teacher's scores in it (`NegativeTable.positives`) come along as `PairBatch.teacher`.
         miner: makes the table from the training pairs where none is given; a callback may replace it later.
         generator: makes explicit negatives, instead of a table.
         n_negatives: explicit negatives per anchor, drawn afresh each epoch.
@@ -159,14 +160,22 @@ class NegativesDataModule(pl.LightningDataModule):
         if torch.cuda.is_available():
             torch.cuda.manual_seed(seed)
         self._served = (batch.epoch, batch.number + 1)
-        return batch if self.transform is None else self.transform(batch)
+        if self.transform is None:
+            return batch
+        if isinstance(anchor := batch.anchor, Composed):  # transforms see images, whatever text comes with them
+            made = self.transform(batch.replace(anchor=anchor.image))
+            return made.replace(anchor=anchor.map(images=lambda _: made.anchor))
+        return self.transform(batch)
 
     def prepare_inputs(self, batch: PairBatch) -> PairBatch:
         """Evaluation's deterministic preprocessing of the anchors of a batch, or of the positives where it has no anchors."""
         side = "positive" if batch.anchor is None else "anchor"
-        if self.transform is None or not isinstance(inputs := getattr(batch, side), Tensor):
+        transform: Any = self.transform
+        if transform is None or not isinstance(inputs := getattr(batch, side), Tensor | Composed):
             return batch
-        return batch.replace(**{side: self.transform.evaluate(inputs)})  # type: ignore[operator]
+        if isinstance(inputs, Composed):
+            return batch.replace(anchor=inputs.map(images=transform.evaluate))
+        return batch.replace(**{side: transform.evaluate(inputs)})
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and number of the next training batch, and the identity of the table that training started with."""
@@ -231,7 +240,6 @@ class _Fetcher(Dataset):
             positive_key=dataset.keys("positive", indices),
             known=dataset.column("known", indices),
             group=group if group is not None else dataset.column("label", indices),
-            teacher=dataset.column("teacher", indices),
             epoch=plan.epoch,
             number=plan.number,
         )
@@ -246,18 +254,26 @@ class _Fetcher(Dataset):
         if self.table is None:
             return batch
         if self.balanced:
-            drawn = self.table.draw_balanced(indices, self.balanced, rng)
+            places = self.table.draw_balanced_places(indices, self.balanced, rng)
         else:
-            drawn = self.table.draw(indices, self.n_negatives, rng)
+            places = self.table.draw_places(indices, self.n_negatives, rng)
+        drawn, scores = self.table.at(indices, places)
+        teacher = None
+        if self.table.positives is not None:
+            listed = np.concatenate([self.table.positives[indices][:, None], scores], 1)
+            teacher = torch.as_tensor(listed, dtype=torch.float32)
         mask = torch.as_tensor(drawn >= 0)
         numbers = np.maximum(drawn, 0).ravel()  # padding is masked, but must be readable
         return batch.replace(
             negatives=self._tokens(dataset.fetch_documents(numbers), "document"),
             negative_key=dataset.document_keys(numbers).view(drawn.shape).masked_fill(~mask, -1),
             negative_mask=mask,
+            teacher=teacher,
         )
 
     def _tokens(self, inputs: Any, side: Side) -> Any:
+        if isinstance(inputs, Composed):
+            return inputs.map(texts=lambda texts: self._tokens(texts, side))
         return inputs if self.tokenizer is None or not isinstance(inputs, list) else self.tokenizer(inputs, side)
 
 

@@ -23,7 +23,8 @@ class PairFiles(PairRows):
     CSV and TSV have a header; in TSV a quotation mark is a character like any other. Of Parquet, messages name the row.
 
     Args:
-        name, anchor, positive, negatives, on_error: as in PairRows.
+        name, anchor, positive, negatives, on_error, scores, answer: as in PairRows; CSV and TSV hold no lists, and so no
+            scores.
     """
 
     def __init__(
@@ -33,8 +34,10 @@ class PairFiles(PairRows):
         positive: str = "positive",
         negatives: str = "negative",
         on_error: OnError = "fail",
+        scores: str | None = None,
+        answer: str | None = None,
     ) -> None:
-        super().__init__(name, anchor, positive, negatives, on_error)
+        super().__init__(name, anchor, positive, negatives, on_error, scores, answer)
 
     def has(self, split: Split, root: Path | None) -> bool:
         return bool(self._files(split, root))
@@ -88,7 +91,7 @@ class PairFiles(PairRows):
         try:
             file = parquet.ParquetFile(path)
             self._check(path, names := file.schema_arrow.names)
-            columns = [name for name in (self.anchor, self.positive, self.negatives) if name in names]
+            columns = [name for name in self.columns if name in names]
             batches = file.iter_batches(batch_size=4096, columns=columns)
             line = 0
             for batch in batches:
@@ -111,7 +114,7 @@ class HubDataset(PairRows):
     Args:
         name: the data set's id there, under which results are recorded.
         subset: its configuration, where it has several.
-        anchor, positive, negatives, on_error: as in PairRows.
+        anchor, positive, negatives, on_error, scores, answer: as in PairRows.
         train: its split to train on.
         val: its split to validate on; None cuts it from the training split.
         test: its split to test on.
@@ -128,8 +131,10 @@ class HubDataset(PairRows):
         val: str | None = None,
         test: str | None = "test",
         on_error: OnError = "fail",
+        scores: str | None = None,
+        answer: str | None = None,
     ) -> None:
-        super().__init__(name, anchor, positive, negatives, on_error)
+        super().__init__(name, anchor, positive, negatives, on_error, scores, answer)
         self.subset = subset
         self.splits: dict[Split, str | None] = {"train": train, "val": val, "test": test}
 

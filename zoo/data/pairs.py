@@ -36,7 +36,8 @@ class PairBatch:
         known: identity keys of all documents known to be positives of each anchor `[B, P]`, -1 padded; None where that
             is the positive alone.
         group: group of each pair (class, topic, place), or None.
-        teacher: teacher scores `[B, 1 + K]` where a method distils, or None.
+        teacher: scores of the positive and of the explicit negatives `[B, 1 + K]` that the table of the negatives has from
+            a teacher, -inf where a row has fewer; or None.
         epoch: epoch that the batch belongs to.
         number: its number within the epoch; with the seed, all randomness of a step derives from these two.
     """
@@ -91,7 +92,7 @@ class PairDataset(Dataset, ABC):
     Attributes:
         columns: arrays of length N that miners, samplers and evaluation read without loading an item. Known names:
             `label` or `group`, `anchor_key` and `positive_key` (identity keys; the index where missing), `known`,
-            `teacher`, `coords`.
+            `task`, `coords`.
     """
 
     columns: Mapping[str, np.ndarray]

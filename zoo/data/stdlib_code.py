@@ -12,6 +12,7 @@ import sysconfig
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from zoo.data.collections import RetrievalSet
 from zoo.data.pairs import Split
 from zoo.data.planting import corrupt_pairs, plant_duplicates
 from zoo.data.text import TextPairs, TextSource
+from zoo.errors import ZooError
 
 _SKIPPED = {"test", "tests", "idlelib", "idle_test", "lib2to3", "site-packages", "__pycache__", "ensurepip"}
 _SHARES = {"test": 0.15, "val": 0.1}
@@ -34,17 +36,24 @@ class StdlibCode(TextSource):
     which training saw nothing. Queries of a split search its own functions and all training functions. Equal docstrings
     make several documents relevant; equal code is one document.
 
+    With `documents: details` the documents are what else the docstrings say, after their first paragraphs: a second task
+    on the same queries.
+
     The collection follows the Python version; `manifest` names it, and only results of equal manifests are compared.
 
     Args:
         min_words: fewest words of a query.
         min_lines: fewest lines of a function.
+        documents: the functions, or the further paragraphs of their docstrings (of `min_words` or more).
         corrupt: share of training pairs that get another pair's document (noise, for methods that claim robustness).
         duplicates: share of training pairs of which there are further variants, unknown to each other (false
             negatives); their column `group` tells.
         copies: variants of each such pair.
         seed: of the planting, which is the same for every run.
         limit: keep the first pairs of each split only, for a quick look; None keeps all.
+
+    Raises:
+        ZooError: when prepared: these limits leave nothing of a split.
     """
 
     name = "stdlib-code"
@@ -58,8 +67,10 @@ class StdlibCode(TextSource):
         copies: int = 3,
         seed: int = 0,
         limit: int | None = None,
+        documents: Literal["code", "details"] = "code",
     ) -> None:
         self.limit = limit
+        self.documents: Literal["code", "details"] = documents
         self.min_words, self.min_lines, self.corrupt = min_words, min_lines, corrupt
         self.duplicates, self.copies, self.seed = duplicates, copies, seed
         self._loaded: dict[str, list[tuple[str, str, str]]] | None = None
@@ -103,6 +114,8 @@ class StdlibCode(TextSource):
         """(module, query, code) of each split; read once per Python and cached."""
         if self._loaded is None:
             stamp = f"{_VERSION} {sys.version} {self.min_words} {self.min_lines}"
+            if self.documents != "code":
+                stamp += f" {self.documents}"
             path = cache_folder(root) / f"stdlib-code-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.json"
             if not path.exists():
                 found = _divide(list(self._read()))
@@ -111,6 +124,10 @@ class StdlibCode(TextSource):
                 part.replace(path)
             found = json.loads(path.read_text())
             self._loaded = {split: [tuple(row) for row in rows[: self.limit]] for split, rows in found.items()}
+            for split, rows in self._loaded.items():
+                if not rows:
+                    limits = f"min_words {self.min_words}, min_lines {self.min_lines} and limit {self.limit}"
+                    raise ZooError(f"{self.name} has no {split} pairs within {limits} of --data.source: relax them")
         return self._loaded  # type: ignore[return-value]
 
     def _read(self) -> Iterator[tuple[str, str, str]]:
@@ -122,12 +139,15 @@ class StdlibCode(TextSource):
                 tree = ast.parse(text)
             except (OSError, SyntaxError, ValueError):
                 continue
-            for query, code in _functions(tree, text.split("\n")):
+            for query, details, code in _functions(tree, text.split("\n")):
+                document = code if self.documents == "code" else details
                 if len(query.split()) < self.min_words or code.count("\n") + 1 < self.min_lines:
                     continue
-                if (query, code) not in seen:
-                    seen.add((query, code))
-                    yield Path(path.relative_to(root).parts[0]).stem, query, code
+                if self.documents == "details" and len(details.split()) < self.min_words:
+                    continue
+                if (query, document) not in seen:
+                    seen.add((query, document))
+                    yield Path(path.relative_to(root).parts[0]).stem, query, document
 
 
 def _sources(root: Path) -> Iterator[Path]:
@@ -147,7 +167,8 @@ def _divide(found: list[tuple[str, str, str]]) -> dict[str, list[tuple[str, str,
     return {s: [row for row in found if split_of[row[0]] == s] for s in ("train", *_SHARES)}
 
 
-def _functions(tree: ast.Module, lines: list[str]) -> Iterator[tuple[str, str]]:
+def _functions(tree: ast.Module, lines: list[str]) -> Iterator[tuple[str, str, str]]:
+    """Of each function the docstring's first paragraph, the others, and the code."""
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("__"):
             continue
@@ -157,11 +178,11 @@ def _functions(tree: ast.Module, lines: list[str]) -> Iterator[tuple[str, str]]:
         described, first = node.body[:2]
         if node.lineno == described.lineno or described.end_lineno == first.lineno:  # in a line with code
             continue
-        query = " ".join(docstring.split("\n\n")[0].split())
+        query, details = (" ".join(part.split()) for part in docstring.partition("\n\n")[::2])
         head = lines[node.lineno - 1 : described.lineno - 1]
         body = lines[first.lineno - 1 : node.end_lineno]
         code = "\n".join([*head, *body])
-        yield query, _mask_name(code, node.name)
+        yield query, details, _mask_name(code, node.name)
 
 
 def _mask_name(code: str, name: str) -> str:

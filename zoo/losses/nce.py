@@ -110,7 +110,11 @@ class InfoNCE(nn.Module):
         return info_nce(positives, negatives, weight, self.temperature, self.label_smoothing)
 
     def lean(
-        self, queries: Float[Tensor, "B D"], documents: Float[Tensor, "M D"], own: Int[Tensor, " B"], counted: Counted | None
+        self,
+        queries: Float[Tensor, "B D"],
+        documents: Float[Tensor, "M D"],
+        own: Int[Tensor, " B"],
+        counted: Counted | None,
     ) -> Float[Tensor, ""]:
         """`lean_info_nce` with its temperature: the same loss from embeddings, without the matrix of scores."""
         return lean_info_nce(queries, documents, own, counted, self.temperature, self.label_smoothing)

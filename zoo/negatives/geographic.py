@@ -9,7 +9,7 @@ from jaxtyping import Float, Int64
 from sklearn.neighbors import BallTree, KDTree
 
 from zoo.errors import ZooError
-from zoo.negatives.miners import Miner, Rules
+from zoo.negatives.miners import Rules, SearchMiner
 
 EARTH_RADIUS = 6_371_008.8  # metres, mean radius
 Metric = Literal["haversine", "euclidean"]
@@ -68,7 +68,7 @@ def nearest_places(
     return ids, distances
 
 
-class GeographicMiner(Miner):
+class GeographicMiner(SearchMiner):
     """The nearest other places, by the pairs' column `coords` `[N, 2]`; scores are negative distances in metres.
 
     A place is a document; it lies where the last of its pairs says. Documents without a pair have no position and are

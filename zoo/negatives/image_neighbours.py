@@ -8,11 +8,11 @@ import torch
 from zoo.data.collections import CollectionPairs
 from zoo.data.pairs import PairDataset
 from zoo.errors import ZooError
-from zoo.negatives.miners import Embed, Found, Miner, Rules
+from zoo.negatives.miners import Embed, Found, Miner, Rules, SearchMiner
 from zoo.negatives.table import NegativeTable
 
 
-class ImageNeighbourMiner(Miner):
+class ImageNeighbourMiner(SearchMiner):
     """The nearest other images of each pair's image (the queries), as documents of theirs.
 
     Of a neighbour with several captions the r-th caption of an image gets the r-th, counted round, so that all of them
@@ -70,6 +70,3 @@ class NamedNeighbours(Miner):
         if not isinstance(pairs, NegClipPairs):
             raise ZooError("NamedNeighbours needs a data set that names them: zoo.data.negclip_files.NegClipFile")
         return self.rules.apply(pairs.table(), None)
-
-    def search(self, pairs: CollectionPairs, embed: Embed | None) -> Found:
-        raise NotImplementedError

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from zoo.data.collections import CollectionPairs
+from zoo.data.multi_task import TaskPairs
 from zoo.data.pair_rows import TextTriplets
 from zoo.data.pairs import PairDataset
 from zoo.data.text import TextPairs
@@ -88,29 +89,46 @@ class Miner(ABC):
     """Finds candidate negatives of every training pair.
 
     Args:
-        depth: candidates looked at per query.
         rules: which of them stay; None keeps all but known positives.
     """
 
-    reads: type[CollectionPairs] = CollectionPairs
-
-    def __init__(self, depth: int = 50, rules: Rules | None = None) -> None:
-        self.depth, self.rules = depth, rules or Rules()
+    def __init__(self, rules: Rules | None = None) -> None:
+        self.rules = rules or Rules()
 
     @abstractmethod
-    def search(self, pairs: CollectionPairs, embed: Embed | None) -> Found:
-        """Candidates of each *query*: document numbers and scores `[Q, K]`; s+ per query or None; provenance."""
-
     def mine(self, pairs: PairDataset, embed: Embed | None = None) -> NegativeTable:
-        """Search, drop known positives, apply the rules; one row per pair.
+        """Candidates without known positives, after the rules; one row per pair.
 
         Args:
             pairs: the training pairs.
             embed: embeddings `[Q, D]` of all queries or `[N, D]` of all documents, for miners that need them.
 
         Raises:
-            ZooError: the pairs have no texts, or the miner needs embeddings and there are none.
+            ZooError: the miner cannot read such pairs, or needs embeddings and there are none.
         """
+
+
+class SearchMiner(Miner):
+    """A miner that searches the documents, of several tasks (`zoo.data.MultiTask`) those of a query's own.
+
+    Args:
+        depth: candidates looked at per query.
+        rules: as in `Miner`.
+    """
+
+    reads: type[CollectionPairs] = CollectionPairs
+
+    def __init__(self, depth: int = 50, rules: Rules | None = None) -> None:
+        super().__init__(rules)
+        self.depth = depth
+
+    @abstractmethod
+    def search(self, pairs: CollectionPairs, embed: Embed | None) -> Found:
+        """Candidates of each *query*: document numbers and scores `[Q, K]`; s+ per query or None; provenance."""
+
+    def mine(self, pairs: PairDataset, embed: Embed | None = None) -> NegativeTable:
+        if isinstance(pairs, TaskPairs):
+            return pairs.mine(self.mine, embed)
         if not isinstance(pairs, self.reads):
             kind = "text pairs" if self.reads is TextPairs else "pairs of two collections"
             raise ZooError(f"{type(self).__name__} mines {kind}, which this data set is not: remove --data.miner")
@@ -127,7 +145,7 @@ def _first(embed: Embed, pairs: CollectionPairs) -> Embed:
     return lambda side: embed(side)[: len(pairs.queries if side == "query" else pairs.documents)]
 
 
-class RandomMiner(Miner):
+class RandomMiner(SearchMiner):
     """Uniform draws from all documents, scores 0: the baseline of mining.
 
     Args:
@@ -146,19 +164,22 @@ class RandomMiner(Miner):
 
 
 class NamedNegatives(Miner):
-    """No search: the negatives that the data set's rows name (`zoo.data.PairFiles`, `HubDataset`)."""
+    """No search: the negatives that the data set's rows name (`zoo.data.PairFiles`, `HubDataset`).
+
+    Where the rows have a teacher's scores, rules and distillation read those. Arguments as in `Miner`.
+    """
 
     def mine(self, pairs: PairDataset, embed: Embed | None = None) -> NegativeTable:
+        if isinstance(pairs, TaskPairs):
+            return pairs.mine(self.mine, embed)
         if not isinstance(pairs, TextTriplets):
             raise ZooError("NamedNegatives needs a data set that names negatives: zoo.data.PairFiles or HubDataset")
-        return self.rules.apply(pairs.table(), None)
-
-    def search(self, pairs: CollectionPairs, embed: Embed | None) -> Found:
-        raise NotImplementedError
+        table = pairs.table()
+        return self.rules.apply(table, table.positives)
 
 
-class Bm25Miner(Miner):
-    """The best documents by BM25, those that share a word with the query. Arguments as in `Miner`, but no margins."""
+class Bm25Miner(SearchMiner):
+    """The best documents by BM25, those that share a word with the query. Arguments as in `SearchMiner`, but no margins."""
 
     reads = TextPairs
 
@@ -169,11 +190,11 @@ class Bm25Miner(Miner):
         return ids, scores, None, {"miner": "bm25"}
 
 
-class EmbeddingMiner(Miner):
+class EmbeddingMiner(SearchMiner):
     """The nearest documents under a dense retriever: exact on the training device, or approximate through faiss.
 
     Args:
-        depth: as in `Miner`.
+        depth: as in `SearchMiner`.
         rules: as in `Miner`.
         index: "exact", or one of `zoo.search.faiss_top_k`'s.
     """

@@ -15,6 +15,7 @@ from zoo.negatives.balanced_margin import BalancedMarginPairs
 from zoo.results import write_json
 
 _FILES = ("ids.npy", "scores.npy", "table.json")
+_POSITIVES = "positives.npy"
 
 
 @dataclass
@@ -25,15 +26,20 @@ class NegativeTable:
         ids: candidates `[N, K]` by dataset index, hardest first, -1 padded at the end.
         scores: their scores `[N, K]` under the miner (higher is harder); padding holds -inf.
         provenance: what produced the table: miner, encoder, depth, and per vetting rule how many candidates it rejected.
+        positives: where the scores are those of a teacher: its score of each anchor's positive `[N]`. Batches then carry
+            both, to be distilled. None where scores only rank.
     """
 
     ids: np.ndarray
     scores: np.ndarray
     provenance: list[dict[str, Any]] = field(default_factory=list)
+    positives: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         if self.ids.ndim != 2 or self.ids.shape != self.scores.shape:
             raise ValueError(f"ids {self.ids.shape} and scores {self.scores.shape} must both be [N, K]")
+        if self.positives is not None and self.positives.shape != self.ids.shape[:1]:
+            raise ValueError(f"positives {self.positives.shape} must be [N], with {len(self.ids)} rows of ids")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -48,7 +54,7 @@ class NegativeTable:
         """Hash of the table's content and provenance."""
         digest = hashlib.sha256(json.dumps(self.provenance, sort_keys=True).encode())
         digest.update(repr(self.ids.shape).encode())
-        for array in (self.ids, self.scores):
+        for array in (self.ids, self.scores) if self.positives is None else (self.ids, self.scores, self.positives):
             digest.update(np.ascontiguousarray(array).tobytes())
         return digest.hexdigest()[:16]
 
@@ -59,9 +65,8 @@ class NegativeTable:
         ids = np.where(kept, self.ids, -1)
         scores = np.where(kept, self.scores, -np.inf)
         record = {"rule": rule, **details, "rejected": int(self.counts.sum() - kept.sum())}
-        return NegativeTable(
-            np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1), [*self.provenance, record]
-        )
+        ids, scores = (np.take_along_axis(x, order, 1) for x in (ids, scores))
+        return NegativeTable(ids, scores, [*self.provenance, record], self.positives)
 
     def skip_top(self, n: int) -> NegativeTable:
         """Drop the `n` hardest candidates of each anchor, which are the likeliest false negatives."""
@@ -98,10 +103,14 @@ class NegativeTable:
 
     def draw(self, anchors: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
         """`n` distinct candidates for each of `anchors`, `[B, n]`, uniformly; -1 where an anchor has fewer."""
-        ids = self.ids[anchors]
-        order = np.argsort(np.where(ids >= 0, rng.random(ids.shape), np.inf), axis=1)[:, :n]
-        drawn = np.take_along_axis(ids, order, 1)
-        return np.pad(drawn, ((0, 0), (0, n - drawn.shape[1])), constant_values=-1)
+        return self.at(anchors, self.draw_places(anchors, n, rng))[0]
+
+    def draw_places(self, anchors: np.ndarray, n: int, rng: np.random.Generator) -> np.ndarray:
+        """The same draw as places in the rows, for `at`."""
+        there = self.ids[anchors] >= 0
+        order = np.argsort(np.where(there, rng.random(there.shape), np.inf), axis=1)[:, :n]
+        places = np.where(np.take_along_axis(there, order, 1), order, -1)
+        return np.pad(places, ((0, 0), (0, n - places.shape[1])), constant_values=-1)
 
     def draw_balanced(self, anchors: np.ndarray, n_bins: int, rng: np.random.Generator) -> np.ndarray:
         """One candidate for each of `anchors`, `[B, 1]`, uniformly over `n_bins` bins of its margin to the positive.
@@ -109,10 +118,18 @@ class NegativeTable:
         A row's bins reach from its lowest to its highest score; as the positive is one, its own score moves none.
         Source: Hofstätter et al. 2021 (arXiv 2104.06967).
         """
+        return self.at(anchors, self.draw_balanced_places(anchors, n_bins, rng))[0]
+
+    def draw_balanced_places(self, anchors: np.ndarray, n_bins: int, rng: np.random.Generator) -> np.ndarray:
+        """The same draw as places in the rows, for `at`."""
         margins = np.where(self.ids[anchors] >= 0, -self.scores[anchors], np.nan)
-        place = BalancedMarginPairs(margins, n_bins).draw(np.arange(len(anchors)), rng)
-        ids = self.ids[anchors][np.arange(len(anchors)), np.maximum(place, 0)]
-        return np.where(place >= 0, ids, -1)[:, None]
+        return BalancedMarginPairs(margins, n_bins).draw(np.arange(len(anchors)), rng)[:, None]
+
+    def at(self, anchors: np.ndarray, places: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Candidates and their scores at places of the rows of `anchors`, both `[B, n]`; at place -1 are -1 and -inf."""
+        there, places = places >= 0, np.maximum(places, 0)
+        ids, scores = (np.take_along_axis(x[anchors], places, 1) for x in (self.ids, self.scores))
+        return np.where(there, ids, -1), np.where(there, scores, -np.inf)
 
     def save(self, folder: Path) -> None:
         """Write the table to `folder`; `load` maps it into memory again."""
@@ -121,6 +138,9 @@ class NegativeTable:
             part = folder / f".{name}"  # the table may be mapped from the very file that it replaces
             np.save(part, array)
             part.replace(folder / name)
+        (folder / _POSITIVES).unlink(missing_ok=True)
+        if self.positives is not None:
+            np.save(folder / _POSITIVES, self.positives)
         write_json(folder / "table.json", {"fingerprint": self.fingerprint, "provenance": self.provenance})
 
     @classmethod
@@ -137,7 +157,8 @@ class NegativeTable:
                 )
         meta = json.loads((folder / "table.json").read_text())
         ids, scores = (np.load(folder / name, mmap_mode="r") for name in _FILES[:2])
-        return cls(ids, scores, meta["provenance"])
+        positives = np.load(folder / _POSITIVES) if (folder / _POSITIVES).exists() else None
+        return cls(ids, scores, meta["provenance"], positives)
 
 
 def mine_random(n_anchors: int, n_candidates: int, k: int, seed: int = 0) -> NegativeTable:
