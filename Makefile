@@ -4,4 +4,4 @@ type:     ; uv run pyright
 test:     ; uv run pytest
 test-all: ; uv run pytest -m "slow or not slow"
 bench:    ; uv run --group bench python -m tests.benchmarks
-docs:     ; uv run python -m zoo leaderboard --readme README.md
+docs:     ; uv run python -m zoo leaderboard --readme RESULTS.md

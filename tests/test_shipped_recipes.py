@@ -96,7 +96,7 @@ def test_recipe_and_baseline_share_data_encoder_and_budget(name):
     ours, theirs = config(name), config(card.baseline)
     assert recipes.load_card(card.baseline).arena == card.arena
     for key in ("source", "tokenizer", "batch_size"):
-        assert ours["data"][key] == theirs["data"][key]
+        assert ours["data"].get(key) == theirs["data"].get(key)
     assert ours["trainer"]["max_epochs"] == theirs["trainer"]["max_epochs"]
     for key in ("optimizer", "warmup_epochs"):
         assert ours["model"]["init_args"][key] == theirs["model"]["init_args"][key]

@@ -71,9 +71,10 @@ class RetrievalPanel(_TestPicture):
         found = top_k(queries[chosen], documents, min(self.k, len(documents)))[1].cpu().numpy()
         right = [_best(data.relevance[q], queries[q], documents) for q in chosen.tolist()]
         shown = np.column_stack([right, found])
-        figure = _figure(1.9 * (1 + shown.shape[1]), 1.75 * len(chosen))
+        asked, answers = fetch(data.queries, chosen), fetch(data.documents, shown[0])
+        tall = max(_proportion(asked[0]), _proportion(answers[0]))
+        figure = _figure(1.9 * (1 + shown.shape[1]), (1.6 * tall + 0.3) * len(chosen))
         axes = figure.subplots(len(chosen), 1 + shown.shape[1], squeeze=False)
-        asked = fetch(data.queries, chosen)
         for row, q in enumerate(chosen.tolist()):
             _show(axes[row, 0], asked[row], f"query {q}")
             for column, (document, item) in enumerate(zip(shown[row], fetch(data.documents, shown[row]), strict=True)):
@@ -159,7 +160,9 @@ class ErrorMap(_TestPicture):
             norm = LogNorm(2, max(3, int(ranks.max()) + 1))
             style = {"cmap": "plasma_r", "norm": norm, "edgecolors": "black", "linewidths": 0.3}
             marks = axis.scatter(*at[failed].T, s=16, c=ranks[failed] + 1, **style)
-            figure.colorbar(marks, ax=axis, label="rank of the right document")
+            bar = figure.colorbar(marks, ax=axis, label="rank of the right document")
+            for ticks in (bar.ax.yaxis.set_major_formatter, bar.ax.yaxis.set_minor_formatter):
+                ticks("{x:.0f}")
         rate = len(failed) / max(int(judged.sum()), 1)
         axis.set_title(
             f"{len(failed)} of {judged.sum()} queries missed at rank 1 ({rate:.1%}); the others in grey", fontsize=10
@@ -181,6 +184,11 @@ def _places_of(data: RetrievalSet, at: np.ndarray, n_documents: int) -> np.ndarr
 def _segments(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
     """Coordinates of one broken line `[2, 3 n]` that goes from each start to its end."""
     return np.stack([starts, ends, np.full_like(starts, np.nan)], 1).reshape(-1, 2).T
+
+
+def _proportion(item: Any) -> float:
+    """Height over width of an image; texts take half of a square."""
+    return item.shape[-2] / item.shape[-1] if isinstance(item, Tensor) else 0.5
 
 
 def _figure(width: float, height: float) -> Any:

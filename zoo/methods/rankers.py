@@ -189,7 +189,7 @@ class CoupledEstimation(DualEncoder):
         **kwargs: Any,
     ) -> None:
         for name in ("blocks", "symmetric", "vetting", "guide", "cache_chunk", "lean"):
-            if kwargs.get(name):
+            if (given := kwargs.get(name)) and given != ["qd"]:
                 raise ZooError(f"CET scores a query's own lists alone: remove --model.{name}")
         if selection is None:
             selection = copy.deepcopy(encoder)
