@@ -294,3 +294,16 @@ def test_nothing_left_is_an_error_even_when_cases_may_be_skipped(tmp_path):
         image.unlink()
     with pytest.raises(ZooError, match=r"visual_genome_relation.json has no usable case"):
         _ = Aro(root, on_error="skip").cases
+
+
+def test_what_is_left_open_comes_from_the_data_set_and_the_model(tmp_path):
+    layouts.aro(tmp_path / "aro")
+    layouts.sugarcrepe(tmp_path / "sugarcrepe", tmp_path / "val2017")
+    for suite in (Aro(), SugarCrepe()):
+        with pytest.raises(ZooError, match="pass --data.root"):
+            _ = suite.cases
+        suite.default(tmp_path, 8)
+        assert {x.images.fetch([0]).shape for x in suite.cases.values()} == {(1, 3, 8, 8)}
+    named = Aro(tmp_path / "aro", size=6)
+    named.default(tmp_path / "elsewhere", 8)
+    assert named.cases["relation"].images.fetch([0]).shape == (1, 3, 6, 6)

@@ -53,6 +53,7 @@ class CompositionEvaluation(pl.Callback):
         if doubled := {name for name in names if names.count(name) > 1}:
             raise ZooError(f"two suites have the name {min(doubled)!r}: give one of them another `name`")
         for suite in self.suites:
+            suite.default(trainer.datamodule.root, getattr(pl_module.encoder, "image_size", None))
             _ = suite.cases  # what is missing is missed before training
 
     def _files(self, trainer: Any, split: Split) -> Files:

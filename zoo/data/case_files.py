@@ -93,16 +93,38 @@ class CompositionSuite(ABC):
     """Compositional cases that `CompositionEvaluation` adds to those of the data set.
 
     Args:
-        root: folder of the files.
+        root: folder of the files; None takes the folder `name` below that of the data set.
         name: what the names of its metrics begin with.
-        size: side in pixels at which images are decoded: the model's.
+        size: side in pixels at which images are decoded; None takes the model's.
         on_error: "fail" ends with file and index of the first bad case; "skip" leaves bad cases out and counts them in
             `report`: malformed, missing a field, empty, or without their image.
     """
 
-    def __init__(self, root: Path, name: str, size: int = 224, on_error: OnError = "fail") -> None:
-        self.root, self.name, self.size = root, name, size
+    def __init__(self, root: Path | None, name: str, size: int | None = None, on_error: OnError = "fail") -> None:
+        self.name, self._root, self._size = name, root, size
         self.errors = CaseErrors(on_error)
+
+    @property
+    def root(self) -> Path:
+        """Folder of the files.
+
+        Raises:
+            ZooError: none was named.
+        """
+        if self._root is None:
+            raise ZooError(f"{self.name} is read from disk: pass --data.root, a folder that holds {self.name}/")
+        return self._root
+
+    @property
+    def size(self) -> int:
+        """Side of the images."""
+        return self._size or 224
+
+    def default(self, folder: Path | None, size: int | None) -> None:
+        """What the data set and the model say, for what was left open: the folder around ours, and the images' side."""
+        if self._root is None and folder is not None:
+            self._root = folder / self.name
+        self._size = self._size or size
 
     @abstractmethod
     def _read(self) -> dict[str, CompositionCases]: ...

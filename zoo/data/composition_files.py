@@ -30,7 +30,7 @@ class Aro(CompositionSuite):
 
     def __init__(
         self,
-        root: Path,
+        root: Path | None = None,
         name: str = "aro",
         sets: Sequence[Literal["relation", "attribution"]] = ("relation", "attribution"),
         exclude: Sequence[str] | None = None,
@@ -73,25 +73,37 @@ class SugarCrepe(CompositionSuite):
 
     Args:
         root, name, size, on_error: as in `CompositionSuite`.
-        images: COCO's `val2017` folder.
+        images: COCO's `val2017` folder; None takes that of the data set.
         files: which of the seven files.
     """
 
     def __init__(
-        self, root: Path, images: Path, name: str = "sugarcrepe", files: Sequence[str] = SUGARCREPE, **kwargs: Any
+        self,
+        root: Path | None = None,
+        images: Path | None = None,
+        name: str = "sugarcrepe",
+        files: Sequence[str] = SUGARCREPE,
+        **kwargs: Any,
     ) -> None:
         super().__init__(root, name, **kwargs)
         self.images, self.files = images, tuple(files)
 
-    def _read(self) -> dict[str, CompositionCases]:
-        images = CaseImages(self.size, self.errors)
-        return {file: self._file(self.root / f"{file}.json", images) for file in self.files}
+    def default(self, folder: Path | None, size: int | None) -> None:
+        super().default(folder, size)
+        if self.images is None and folder is not None:
+            self.images = folder / "val2017"
 
-    def _file(self, path: Path, images: CaseImages) -> CompositionCases:
+    def _read(self) -> dict[str, CompositionCases]:
+        if self.images is None:
+            raise ZooError("SugarCrepe's images are COCO's: pass --data.root, a folder that holds val2017/")
+        images = CaseImages(self.size, self.errors)
+        return {file: self._file(self.root / f"{file}.json", self.images, images) for file in self.files}
+
+    def _file(self, path: Path, folder: Path, images: CaseImages) -> CompositionCases:
         image_of, captions = [], []
         for index, row in read_rows(path, self.errors):
             texts = _texts(row, ("caption", "negative_caption", "filename"), path, index, self.errors)
-            if texts is None or (number := images.add(self.images / texts.pop(), path, index)) is None:
+            if texts is None or (number := images.add(folder / texts.pop(), path, index)) is None:
                 continue
             image_of.append([number])
             captions.append(texts)
@@ -110,7 +122,7 @@ class Winoground(CompositionSuite):
 
     FILES = ("examples.jsonl", "metadata.jsonl", "examples.json", "winoground.json")
 
-    def __init__(self, root: Path, name: str = "winoground", **kwargs: Any) -> None:
+    def __init__(self, root: Path | None = None, name: str = "winoground", **kwargs: Any) -> None:
         super().__init__(root, name, **kwargs)
 
     def _read(self) -> dict[str, CompositionCases]:

@@ -64,7 +64,7 @@ class OrderSet(CompositionSuite):
 
     def __init__(
         self,
-        root: Path,
+        root: Path | None = None,
         dataset: Literal["coco", "flickr30k"] = "coco",
         split: Literal["val", "test"] = "test",
         seed: int = 0,
