@@ -90,7 +90,8 @@ class OpenClip(nn.Module):
         self.name, config = find_model(model)
         clip = _build(self.name, config, pretrained)
         self.dim: int = config["embed_dim"]
-        self.image_size: int = clip.visual.image_size[0]
+        size = clip.visual.image_size
+        self.image_size: int = size if isinstance(size, int) else size[0]
         text = config["text_cfg"]
         # What `open_clip` builds under this name has a `text` tower of its own, as the model here, or spreads its parts.
         self._has_text = bool(config.get("custom_text")) or "hf_model_name" in text
