@@ -11,6 +11,7 @@ from torch import nn
 
 from zoo.callbacks.refresh import RefreshNegatives
 from zoo.data.datamodule import NegativesDataModule
+from zoo.data.neighbour_batches import NeighbourBatches
 from zoo.data.samplers import RandomBatches
 from zoo.data.text import TextPairs, TextSource
 from zoo.data.tokenizers import Tokenizer
@@ -73,10 +74,18 @@ class Dropout(TokenBag):
         return self.dropout(super().forward(tokens))
 
 
-def run(folder, refresh, epochs=3, callbacks=(), ckpt=None, workers=0, lr=5.0, **trainer):
+def run(folder, refresh, epochs=3, callbacks=(), ckpt=None, workers=0, lr=5.0, sampler=None, **trainer):
     pl.seed_everything(0, verbose=False)
     data = NegativesDataModule(
-        Source(), None, BATCH, tokenizer=Letters(), miner=RandomMiner(8), n_negatives=2, eval_batch_size=7, seed=0
+        Source(),
+        None,
+        BATCH,
+        tokenizer=Letters(),
+        sampler=sampler,
+        miner=RandomMiner(8),
+        n_negatives=2 if sampler is None else 0,
+        eval_batch_size=7,
+        seed=0,
     )
     data.num_workers = workers
     module = DualEncoder(Dropout(), InfoNCE(0.1), optimizer=lambda p: torch.optim.SGD(p, lr=lr), schedule="constant")
@@ -180,6 +189,30 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path, options, at):
     _, resumed = run(tmp_path, **callbacks(), ckpt=tmp_path / "ckpt" / f"step={at}.ckpt")
     assert {s: NegativeTable.load(tmp_path / "negatives" / str(s)).fingerprint for s in steps(tmp_path)} == tables
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("at", [6, 9, 12, 14])
+def test_a_resumed_run_composes_the_batches_of_the_uninterrupted_one(tmp_path, at):
+    class Batches(pl.Callback):
+        def __init__(self):
+            self.seen = []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            self.seen.append(batch.index.tolist())
+
+    def parts():
+        saved = ModelCheckpoint(tmp_path / "ckpt", "{step}", save_top_k=-1, every_n_train_steps=at)
+        refresh = RefreshNegatives(EmbeddingMiner(10), start_epoch=1)
+        return {"refresh": refresh, "callbacks": [saved, Batches()], "sampler": NeighbourBatches(2, 4)}
+
+    whole, resumed = parts(), parts()
+    run(tmp_path, **whole)
+    for step in [s for s in steps(tmp_path) if s > at]:  # a killed run has not got there
+        (tmp_path / "negatives" / str(step)).rename(tmp_path / f"was{step}")
+    run(tmp_path, **resumed, ckpt=tmp_path / "ckpt" / f"step={at}.ckpt")
+    batches = whole["callbacks"][1].seen
+    assert resumed["callbacks"][1].seen == batches[at:]
+    assert sorted(map(sorted, batches[:6])) != sorted(map(sorted, batches[6:12])) != sorted(map(sorted, batches[12:]))
 
 
 class Keeping(EmbeddingMiner):
