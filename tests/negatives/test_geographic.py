@@ -6,10 +6,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
+from zoo.data.collections import CollectionPairs
 from zoo.data.text import TextPairs
 from zoo.errors import ZooError
 from zoo.negatives import Rules
 from zoo.negatives.geographic import EARTH_RADIUS, GeographicMiner, nearest_places
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cache(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ZOO_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 def angle(coords):
@@ -143,3 +151,17 @@ def test_more_asked_for_than_there_is():
 def test_pairs_without_positions():
     with pytest.raises(ZooError, match="needs positions"):
         GeographicMiner().mine(TextPairs(["a"], ["b"], np.array([0]), np.array([0])))
+
+
+def test_neighbours_are_searched_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("ZOO_CACHE", str(tmp_path))
+    coords = np.random.default_rng(0).random((12, 2))
+    pairs = CollectionPairs(
+        list("abcdefghijkl"), list("mnopqrstuvwx"), np.arange(12), np.arange(12), columns={"coords": coords}
+    )
+    first = GeographicMiner(4, "euclidean").mine(pairs)
+    assert len(list(tmp_path.iterdir())) == 2
+    monkeypatch.setattr("zoo.negatives.geographic.nearest_places", None)
+    assert GeographicMiner(4, "euclidean").mine(pairs).fingerprint == first.fingerprint
+    with pytest.raises(TypeError):  # another depth is another search
+        GeographicMiner(5, "euclidean").mine(pairs)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from zoo.data import scene_edits, scene_render
-from zoo.data.cache import cache_folder
+from zoo.data.cache import cache_folder, save_array
 from zoo.data.collections import CollectionPairs, ImageArray, RetrievalSet, RetrievalSource
 from zoo.data.pairs import Split
 from zoo.data.scene_cases import Cases, composition_cases
@@ -128,15 +127,7 @@ class Scenes(RetrievalSource):
         path = folder / f"{self.name}-{split}-{identity.hexdigest()[:12]}.npy"
         if not path.exists():
             scenes, group, _ = self.scenes(split)
-            images = render(scenes, (self.seed, self._number(split)), group)
-            try:
-                with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
-                    np.save(file, images)
-                Path(file.name).replace(path)
-            except OSError as error:
-                raise ZooError(
-                    f"cannot write the cache of rendered images to {folder} ({error}): set ZOO_CACHE"
-                ) from error
+            save_array(path, render(scenes, (self.seed, self._number(split)), group))
         return path
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,10 +11,9 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from zoo.data.cache import cache_folder
+from zoo.data.cache import cache_folder, save_array
 from zoo.data.images import ImagePairs
 from zoo.data.pairs import PairSource, Split
-from zoo.errors import ZooError
 
 Field = Callable[[Tensor, Tensor], Tensor]
 
@@ -201,13 +199,5 @@ class Shapes(PairSource):
         identity = hashlib.sha256(repr((arguments, split, self.lengths[split])).encode() + Path(__file__).read_bytes())
         path = folder / f"shapes-{split}-{identity.hexdigest()[:12]}.npy"
         if not path.exists():
-            images = self.render(split)
-            try:
-                with tempfile.NamedTemporaryFile(dir=folder, suffix=".part", delete=False) as file:
-                    np.save(file, images)
-                Path(file.name).replace(path)
-            except OSError as error:
-                raise ZooError(
-                    f"cannot write the cache of rendered images to {folder} ({error}): set ZOO_CACHE"
-                ) from error
+            save_array(path, self.render(split))
         return path

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from pathlib import Path
 from typing import Literal
 
@@ -11,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from zoo.data import world_map, world_render
-from zoo.data.cache import cache_folder
+from zoo.data.cache import cache_folder, save_array
 from zoo.data.collections import CollectionPairs, ImageArray, RetrievalSet, RetrievalSource
 from zoo.data.pairs import Split
 from zoo.data.world_map import N_PLACES, Area, Places, corners, degrees, metres
@@ -177,7 +176,7 @@ class World(RetrievalSource):
         paths = [folder / f"{stem}-{view}.npy" for view in ("panoramas", "tiles")]
         if not all(path.exists() for path in paths):
             for path, images in zip(paths, self.render(split, which), strict=True):
-                _save(path, images)
+                save_array(path, images)
         panorama, tile = (np.load(path, mmap_mode="r") for path in paths)
         return panorama, tile
 
@@ -194,14 +193,3 @@ def _occlude(images: Float[np.ndarray, "N 3 16 64"], draws: Float[np.ndarray, "N
     row = np.arange(ROWS) >= 6 + np.floor(top)
     covered = (row[:, :, None] & column[:, None])[:, None]
     np.copyto(images, grey[:, :, None, None], where=covered)
-
-
-def _save(path: Path, images: np.ndarray) -> None:
-    try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            np.save(file, images)
-        Path(file.name).replace(path)
-    except OSError as error:
-        raise ZooError(
-            f"cannot write the cache of rendered images to {path.parent} ({error}): set ZOO_CACHE"
-        ) from error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Int64
 from sklearn.neighbors import BallTree, KDTree
 
+from zoo.data.cache import cache_folder, save_array
 from zoo.errors import ZooError
 from zoo.negatives.miners import Rules, SearchMiner
 
@@ -72,7 +74,8 @@ class GeographicMiner(SearchMiner):
     """The nearest other places, by the pairs' column `coords` `[N, 2]`; scores are negative distances in metres.
 
     A place is a document; it lies where the last of its pairs says. Documents without a pair have no position and are
-    not found. A query's row holds the neighbours of its place (of its last pair's, where it has several).
+    not found. A query's row holds the neighbours of its place (of its last pair's, where it has several). What was found is
+    kept in the cache folder (`$ZOO_CACHE`).
 
     Source: Deuser et al. 2023 (arXiv 2303.11851), section 3.3. Their released scripts take degrees for radians; this
     does not.
@@ -93,9 +96,19 @@ class GeographicMiner(SearchMiner):
         coords = np.full((pairs.n_documents, 2), np.nan)
         coords[pairs.document_of] = pairs.columns["coords"]
         places = np.unique(pairs.document_of)
-        near, distances = nearest_places(coords[places], self.depth, self.metric)
+        near, distances = self._nearest(coords[places])
         place_of = np.zeros(len(pairs.queries), np.int64)
         place_of[pairs.query_of] = np.searchsorted(places, pairs.document_of)
         unit = EARTH_RADIUS if self.metric == "haversine" else 1.0
         record = {"miner": "geographic", "metric": self.metric}
         return places[near][place_of], -(unit * distances).astype(np.float32)[place_of], None, record
+
+    def _nearest(self, coords: Float[np.ndarray, "P 2"]) -> tuple[np.ndarray, np.ndarray]:
+        """`nearest_places`, searched once per set of coordinates: positions do not change from run to run."""
+        identity = hashlib.sha256(repr((self.depth, self.metric)).encode() + np.ascontiguousarray(coords).tobytes())
+        name = f"nearest-{identity.hexdigest()[:16]}"
+        paths = [cache_folder(None) / f"{name}-{part}.npy" for part in ("ids", "distances")]
+        if not all(path.exists() for path in paths):
+            for path, array in zip(paths, nearest_places(coords, self.depth, self.metric), strict=True):
+                save_array(path, array)
+        return np.load(paths[0], mmap_mode="r"), np.load(paths[1], mmap_mode="r")
