@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
+from tests.data import geo_layouts
 from zoo import recipes
 from zoo.__main__ import main
 
@@ -154,3 +155,21 @@ def test_two_devices_share_one_run(place):
     assert result["budget"] == "2 steps x 32"
     assert result["metrics"]["negatives/effective"] == 2 * 32 - 2  # views of both devices
     assert torch.load(path.parent / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("overlay", ["cvusa", "cvact", "vigor", "university"])
+def test_sample4geo_on_the_layouts_of_its_data_sets(place, overlay):
+    root = place / overlay
+    getattr(geo_layouts, f"write_{overlay}")(root)
+    ground = ["--data.source.drone_size", "32"] if overlay == "university" else ["--data.source.ground_size", "[16,64]"]
+    options = [
+        *("--data.root", str(root), "--data.source.tile_size", "32", *ground, "--data.batch_size", "2"),
+        *("--data.num_workers", "0", "--model.encoder.name", "resnet10t", "--runs", str(place / "geo")),
+        *("--trainer.max_epochs", "5", "--trainer.check_val_every_n_epoch", "5", "--trainer.accelerator", "cpu"),
+    ]
+    assert main(["fit", "sample4geo", overlay, *options]) == 0
+    (path,) = (place / "geo").rglob("result.json")
+    result = json.loads(path.read_text())
+    path.unlink()
+    assert 0 <= result["metrics"]["test/r@1"] <= 1 and result["metrics"]["refresh/seconds"] > 0
