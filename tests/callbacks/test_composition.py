@@ -279,7 +279,7 @@ def test_the_panel_shows_margins_from_the_worst_to_the_best():
 def test_the_panel_is_in_the_run_folder(tmp_path, monkeypatch):
     logged = {}
     run = type("Run", (), {"log": lambda _, values: logged.update(values)})()
-    monkeypatch.setattr("zoo.callbacks.composition_panel._wandb_run", lambda _: run)
+    monkeypatch.setattr("zoo.callbacks.pictures.wandb_run", lambda _: run)
     monkeypatch.setattr("wandb.Image", str)
     results_of(tmp_path, CompositionPanel(columns=2, rows=3), CompositionEvaluation(suites(tmp_path)))
     path = tmp_path / "composition_panel.png"

@@ -13,8 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.callbacks.composition import CompositionEvaluation
-from zoo.callbacks.retrieval_panel import RIGHT, WRONG, _figure
-from zoo.callbacks.scores import _wandb_run
+from zoo.callbacks.pictures import log_picture, new_figure
+from zoo.callbacks.retrieval_panel import RIGHT, WRONG
 from zoo.composition import UNSEEN, CompositionCases
 from zoo.data.collections import fetch
 from zoo.errors import ZooError
@@ -44,10 +44,7 @@ class CompositionPanel(pl.Callback):
         folder = Path(trainer.default_root_dir)
         folder.mkdir(parents=True, exist_ok=True)
         path = draw_composition_panel(tested, folder / "composition_panel.png", self.columns, self.rows)
-        if (run := _wandb_run(trainer)) is not None:
-            import wandb
-
-            run.log({"test/composition_panel": wandb.Image(str(path)), "trainer/global_step": trainer.global_step})
+        log_picture(trainer, "test/composition_panel", path)
 
 
 def _evaluation(trainer: Any) -> CompositionEvaluation:
@@ -90,7 +87,7 @@ def draw_composition_panel(
         rows: kinds shown at most, those named `_unseen` last.
     """
     shown = sorted(tested.items(), key=lambda kind: kind[0].endswith(UNSEEN))[:rows]
-    figure = _figure(3 * columns, 3 * len(shown))
+    figure = new_figure(3 * columns, 3 * len(shown))
     parts = np.atleast_1d(figure.subfigures(len(shown), 1))
     for part, (name, (cases, scores)) in zip(parts, shown, strict=True):
         part.suptitle(name, x=0.01, ha="left", fontsize=11, fontweight="bold")

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from zoo.callbacks.pictures import log_picture, new_figure
 from zoo.callbacks.recall import CollectsRetrieval
-from zoo.callbacks.scores import _wandb_run
 from zoo.data.collections import RetrievalSet, fetch
 from zoo.ranking import positive_ranks
 from zoo.search import top_k
@@ -39,11 +39,7 @@ class _TestPicture(CollectsRetrieval):
                 continue
             stem = f"{self.name}_{name}" if name else self.name
             figure.savefig(folder / f"{stem}.png", dpi=120)
-            if (run := _wandb_run(trainer)) is not None:
-                import wandb
-
-                picture = wandb.Image(str(folder / f"{stem}.png"))
-                run.log({f"test/{stem}": picture, "trainer/global_step": trainer.global_step})
+            log_picture(trainer, f"test/{stem}", folder / f"{stem}.png")
 
 
 class RetrievalPanel(_TestPicture):
@@ -73,7 +69,7 @@ class RetrievalPanel(_TestPicture):
         shown = np.column_stack([right, found])
         asked, answers = fetch(data.queries, chosen), fetch(data.documents, shown[0])
         tall = max(_proportion(asked[0]), _proportion(answers[0]))
-        figure = _figure(1.9 * (1 + shown.shape[1]), (1.6 * tall + 0.3) * len(chosen))
+        figure = new_figure(1.9 * (1 + shown.shape[1]), (1.6 * tall + 0.3) * len(chosen))
         axes = figure.subplots(len(chosen), 1 + shown.shape[1], squeeze=False)
         for row, q in enumerate(chosen.tolist()):
             _show(axes[row, 0], asked[row], f"query {q}")
@@ -149,7 +145,7 @@ class ErrorMap(_TestPicture):
         at = np.asarray(data.coords, np.float64)
         at = at[:, ::-1] if self.degrees else at
         failed, judged = np.flatnonzero(ranks > 0), ranks >= 0
-        figure = _figure(7, 6)
+        figure = new_figure(7, 6)
         axis = figure.subplots()
         axis.scatter(*at[ranks == 0].T, s=9, color="#9aa0a6", linewidths=0)
         ends = _places_of(data, at, len(documents))[found[failed]]
@@ -189,12 +185,3 @@ def _segments(starts: np.ndarray, ends: np.ndarray) -> np.ndarray:
 def _proportion(item: Any) -> float:
     """Height over width of an image; texts take half of a square."""
     return item.shape[-2] / item.shape[-1] if isinstance(item, Tensor) else 0.5
-
-
-def _figure(width: float, height: float) -> Any:
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from zoo.callbacks.pictures import log_picture, new_figure, wandb_run
 from zoo.losses.statistics import coupling, proxy_accuracy, score_statistics, uniformity
 
 
@@ -129,7 +130,7 @@ class ScoreHistogram(pl.Callback):
             return
         self.rows.append(self.current.cpu())
         self.current = None
-        if (run := _wandb_run(trainer)) is not None:
+        if (run := wandb_run(trainer)) is not None:
             import wandb
 
             for side, counts in zip(("positives", "negatives"), self.rows[-1].numpy(), strict=True):
@@ -144,10 +145,7 @@ class ScoreHistogram(pl.Callback):
         rows = torch.stack(self.rows, 1).numpy()
         np.savez_compressed(folder / "score_histogram.npz", edges=self.edges, positives=rows[0], negatives=rows[1])
         picture = draw_score_histogram(self.edges, rows[0], rows[1], folder / "score_histogram.png")
-        if (run := _wandb_run(trainer)) is not None:
-            import wandb
-
-            run.log({"scores/histogram": wandb.Image(str(picture)), "trainer/global_step": trainer.global_step})
+        log_picture(trainer, "scores/histogram", picture)
 
     def state_dict(self) -> dict[str, Any]:
         return {"current": self.current, "rows": self.rows}
@@ -165,11 +163,7 @@ def draw_score_histogram(edges: np.ndarray, positives: np.ndarray, negatives: np
         negatives: counts `[epochs, bins]`.
         path: PNG file to write.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = new_figure(9, 3.6)
     centres = (edges[1:] + edges[:-1]) / 2
     epochs = np.arange(1, len(positives) + 1)
     for axis, counts, title in zip(
@@ -192,11 +186,3 @@ def draw_score_histogram(edges: np.ndarray, positives: np.ndarray, negatives: np
     figure.axes[1].legend(loc="lower right", fontsize="small")
     figure.savefig(path, dpi=120)
     return path
-
-
-def _wandb_run(trainer: Any) -> Any:
-    """The run of the trainer's W&B logger, if it has one."""
-    for logger in trainer.loggers:
-        if type(logger).__name__ == "WandbLogger":
-            return logger.experiment
-    return None

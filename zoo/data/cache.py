@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
@@ -31,9 +32,19 @@ def save_array(path: Path, array: np.ndarray) -> None:
     Raises:
         ZooError: it cannot be written.
     """
+    _save(path, lambda file: np.save(file, array))
+
+
+def save_text(path: Path, text: str) -> None:
+    """As `save_array`, a text in UTF-8."""
+    _save(path, lambda file: file.write(text.encode()))
+
+
+def _save(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
-            np.save(file, array)
-        Path(file.name).replace(path)
+        with part.open("wb") as file:
+            write(file)
+        part.replace(path)
     except OSError as error:
         raise ZooError(f"cannot write the cache {path.parent} ({error}): set ZOO_CACHE") from error

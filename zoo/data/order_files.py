@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import zlib
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 
 from zoo.composition import CompositionCases
-from zoo.data.cache import cache_folder
+from zoo.data.cache import cache_folder, save_text
 from zoo.data.case_files import CaseImages, CompositionSuite, read_rows
 from zoo.negatives.pos_tags import Tagged, TaggerName, tagger
 
@@ -108,9 +107,7 @@ class OrderSet(CompositionSuite):
         if not path.exists():
             tag = tagger(self.tagger)
             options = [[text, *perturbed(tag(text), self._rng(text))] for text in texts]
-            part = path.with_suffix(f".{os.getpid()}.part")
-            part.write_text(json.dumps([[pre_caption(text, self.max_words) for text in row] for row in options]))
-            part.replace(path)
+            save_text(path, json.dumps([[pre_caption(text, self.max_words) for text in row] for row in options]))
         return json.loads(path.read_text())
 
     def _rng(self, text: str) -> np.random.Generator:

@@ -16,7 +16,7 @@ from typing import Literal
 
 import numpy as np
 
-from zoo.data.cache import cache_folder
+from zoo.data.cache import cache_folder, save_text
 from zoo.data.collections import RetrievalSet
 from zoo.data.pairs import Split
 from zoo.data.planting import corrupt_pairs, plant_duplicates
@@ -119,9 +119,7 @@ class StdlibCode(TextSource):
             path = cache_folder(root) / f"stdlib-code-{hashlib.sha256(stamp.encode()).hexdigest()[:12]}.json"
             if not path.exists():
                 found = _divide(list(self._read()))
-                part = path.with_suffix(f".{os.getpid()}.part")
-                part.write_text(json.dumps(found))
-                part.replace(path)
+                save_text(path, json.dumps(found))
             found = json.loads(path.read_text())
             self._loaded = {split: [tuple(row) for row in rows[: self.limit]] for split, rows in found.items()}
             for split, rows in self._loaded.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import keyword
-import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -16,7 +15,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from zoo.data.cache import cache_folder
+from zoo.data.cache import cache_folder, save_text
 from zoo.data.collections import Side
 from zoo.data.pairs import PairSource
 from zoo.data.text import TextPairs, Tokens
@@ -129,9 +128,7 @@ class CodeBPE(Tokenizer):
             digest.update(text.encode("utf-8", "surrogatepass") + b"\0")
         path = cache_folder(root) / f"bpe-{source.name}-{digest.hexdigest()[:12]}.json"
         if not path.exists():
-            part = path.with_suffix(f".{os.getpid()}.part")
-            part.write_text(self._train(words(t) for t in (*pairs.queries, *pairs.documents)))
-            part.replace(path)
+            save_text(path, self._train(words(t) for t in (*pairs.queries, *pairs.documents)))
         self._bpe = Rust.from_file(str(path))
         self._memo.clear()
 
