@@ -20,7 +20,7 @@ from zoo.methods.momentum import MomentumContrast
 from zoo.methods.siamese import SiameseContrast
 
 WORLD, B, K, WIDTH, DIM, STEPS, QUEUE = 2, 6, 2, 5, 4, 4, 8
-METHODS = ["simclr", "simclr explicit", "moco", "moco explicit", "moco symmetric"]
+METHODS = ["simclr", "simclr explicit", "simclr views", "moco", "moco explicit", "moco symmetric"]
 DUAL = {
     "dual": {},
     "dual explicit": {},
@@ -78,6 +78,10 @@ def with_known(batch):
     return batch.replace(known=known)
 
 
+def with_views(batch):
+    return batch.replace(views=(batch.anchor.flip(1),))
+
+
 def part(batch, rank, world, explicit):
     size = B // world
     rows, own = slice(rank * size, (rank + 1) * size), slice(rank * size * K, (rank + 1) * size * K)
@@ -91,6 +95,7 @@ def part(batch, rank, world, explicit):
     )
     batch = batch.replace(**{name: getattr(batch, name)[rows] for name in fields}, negatives=batch.negatives[own],
                           negative_key=batch.negative_key[rows], negative_mask=batch.negative_mask[rows])  # fmt: skip
+    batch = batch.replace(views=tuple(view[rows] for view in batch.views))
     return batch if explicit else batch.replace(negatives=None, negative_key=None, negative_mask=None)
 
 
@@ -104,7 +109,7 @@ def build(method, rank):
     elif method in DISTILLED:
         module = Distillation(Encoder(), loss, DISTILLED[method], [Teacher()])
     else:
-        module = SiameseContrast(Encoder(), loss)
+        module = SiameseContrast(Encoder(), loss, negatives_from="later" if "views" in method else "all")
     module.double()._trainer = SimpleNamespace(global_rank=rank, current_epoch=0, global_step=0, log_every_n_steps=10)
     module._trainer.precision_plugin = SimpleNamespace(forward_context=contextlib.nullcontext)
     return module
@@ -117,6 +122,7 @@ def train(method, rank, world):
     history = []
     for step in range(STEPS):
         whole = whole_batch(step) if method not in {**DUAL, **DISTILLED} else with_known(whole_batch(step))
+        whole = with_views(whole) if "views" in method else whole
         out = module.training_step(part(whole, rank, world, "explicit" in method), step)
         module.zero_grad()
         module.backward(out["loss"])

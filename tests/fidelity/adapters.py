@@ -16,6 +16,8 @@ from tests.fidelity.clip_ood import CLIP_OOD
 from tests.fidelity.common import Arrays, grads, leaves_of, run
 from tests.fidelity.geo_evaluation import GEO_EVALUATION
 from tests.fidelity.geo_sampling import GEO_SAMPLING
+from tests.fidelity.ssl_bss import SSL_BSS
+from tests.fidelity.ssl_cacr import SSL_CACR
 from tests.fidelity.text_distillation import TEXT_DISTILLATION
 from tests.fidelity.text_dual import TEXT_DUAL
 from tests.fidelity.text_losses import TEXT_LOSSES
@@ -45,7 +47,7 @@ def simclr(arrays: Arrays) -> dict[str, np.ndarray]:
             loss = multi_positive_nce(scores, scores, ~same, a["T"], positive_weight=positive)
         else:
             leaves = leaves_of(a, "z0", "z1")
-            candidates = in_batch_candidates(a["z0"], a["z1"], torch.arange(len(a["z0"])), case == "topk_sg")
+            candidates = in_batch_candidates([a["z0"], a["z1"]], torch.arange(len(a["z0"])), case == "topk_sg")
             if "topk" in a:
                 candidates = HardestNegatives(int(a["topk"]))(candidates)
             temperature = a["T"].to(a["z0"].dtype)
@@ -122,7 +124,7 @@ def decoupled(arrays: Arrays) -> dict[str, np.ndarray]:
             candidates = Candidates(a["u0"], a["u1"], torch.cat([a["u0"], a["u1"]]), mask)
         else:
             leaves = leaves_of(a, "z0", "z1")
-            candidates = in_batch_candidates(a["z0"], a["z1"], torch.arange(len(a["z0"])))
+            candidates = in_batch_candidates([a["z0"], a["z1"]], torch.arange(len(a["z0"])))
         scores = candidates.scores()
         weight = None
         if case in ("dclw", "oneway_w_undetached"):
@@ -148,6 +150,8 @@ ADAPTERS: dict[str, Callable[[Arrays], dict[str, np.ndarray]]] = {
     **CLIP_OOD,
     **GEO_EVALUATION,
     **GEO_SAMPLING,
+    **SSL_BSS,
+    **SSL_CACR,
     **TEXT_DISTILLATION,
     **TEXT_DUAL,
     **TEXT_LOSSES,

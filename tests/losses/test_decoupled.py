@@ -17,13 +17,13 @@ def _views(b=6, d=5, seed=0):
 
 
 def _scores(b=6, d=5, seed=0):
-    return in_batch_candidates(*_views(b, d, seed), torch.arange(b)).scores()
+    return in_batch_candidates(_views(b, d, seed), torch.arange(b)).scores()
 
 
 @settings(max_examples=25)
 @given(b=st.integers(2, 8), temperature=st.floats(0.05, 2), seed=st.integers(0, 999))
 def test_coupling_is_the_ratio_of_the_gradients_of_a_free_anchor(b, temperature, seed):
-    candidates = in_batch_candidates(*(z.detach() for z in _views(b, seed=seed)), torch.arange(b))
+    candidates = in_batch_candidates([z.detach() for z in _views(b, seed=seed)], torch.arange(b))
     anchor = candidates.query.clone().requires_grad_()
     positives = (anchor * candidates.positive).sum(1, keepdim=True)
     scores = positives, anchor @ candidates.shared.T, candidates.shared_mask
@@ -61,7 +61,7 @@ def test_no_negatives_is_an_error():
 
 def test_batch_of_one_pair_is_masked_to_zero():
     views = _views(1)
-    value = dcl(*in_batch_candidates(*views, torch.arange(1)).scores())
+    value = dcl(*in_batch_candidates(views, torch.arange(1)).scores())
     assert value == 0
     assert not any(g.any() for g in torch.autograd.grad(value, views))
 
@@ -82,7 +82,7 @@ def test_weight_is_negative_for_one_pair_much_easier_than_the_rest():
 
 def test_weight_of_dclw_is_a_constant():
     views = _views()
-    scores = in_batch_candidates(*views, torch.arange(6)).scores()
+    scores = in_batch_candidates(views, torch.arange(6)).scores()
     constant = torch.tensor(dclw_weight(scores[0].detach(), 0.5).tolist(), dtype=torch.float64)
     want = dcl(*scores, 0.2, constant)
     got = DCLW(0.2, 0.5)(*scores)

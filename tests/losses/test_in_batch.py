@@ -19,7 +19,7 @@ def _views(b=5, d=4, seed=0):
 
 
 def _value(loss, z0, z1):
-    return loss(*in_batch_candidates(z0, z1, torch.arange(len(z0))).scores())
+    return loss(*in_batch_candidates([z0, z1], torch.arange(len(z0))).scores())
 
 
 def _nt_xent(z0, z1, keys, temperature):
@@ -40,7 +40,7 @@ def _nt_xent(z0, z1, keys, temperature):
 )
 def test_nt_xent_with_repeated_content_is_the_double_loop(keys, temperature, seed):
     z0, z1 = _views(len(keys), seed=seed)
-    mine = info_nce(*in_batch_candidates(z0, z1, torch.tensor(keys)).scores(), temperature)
+    mine = info_nce(*in_batch_candidates([z0, z1], torch.tensor(keys)).scores(), temperature)
     theirs = _nt_xent(z0, z1, keys, temperature)
     torch.testing.assert_close(mine, theirs)
     for one, two in zip(*(torch.autograd.grad(x, (z0, z1)) for x in (mine, theirs)), strict=True):
@@ -95,7 +95,7 @@ def test_orthogonal_images_have_a_closed_form(b, temperature):
 def test_detached_candidates_leave_the_left_factor():
     z0, z1 = _views()
     u = normalize(torch.cat([z0, z1]))
-    value = info_nce(*in_batch_candidates(z0, z1, torch.arange(5), detach_candidates=True).scores(), temperature=0.2)
+    value = info_nce(*in_batch_candidates([z0, z1], torch.arange(5), detach_candidates=True).scores(), temperature=0.2)
     scores = (u @ u.detach().T / 0.2).masked_fill(torch.eye(10, dtype=torch.bool), -torch.inf)
     want = torch.nn.functional.cross_entropy(scores, torch.arange(10).roll(5))
     torch.testing.assert_close(value, want)
@@ -105,7 +105,7 @@ def test_detached_candidates_leave_the_left_factor():
 
 def test_half_precision_embeddings_are_scored_in_float32():
     z0, z1 = (z.detach().bfloat16() for z in _views())
-    positives, negatives, _ = in_batch_candidates(z0, z1, torch.arange(5)).scores()
+    positives, negatives, _ = in_batch_candidates([z0, z1], torch.arange(5)).scores()
     assert positives.dtype == negatives.dtype == torch.float32
     torch.testing.assert_close(_value(InfoNCE(0.2), z0, z1), _value(InfoNCE(0.2), z0.float(), z1.float()))
     torch.testing.assert_close(negatives.diagonal(), torch.ones(10))

@@ -1,5 +1,6 @@
 """MoCo's step: order of operations, the key encoder, the queue."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
@@ -148,3 +149,60 @@ def test_ema_leaves_buffers_alone():
     source.running_mean.fill_(5)
     ema_update(average, source, 0.5)
     assert average.running_mean.tolist() == [0, 0]
+
+
+def test_further_views_are_queries_of_the_same_key():
+    module, data = method(), batch()
+    more = batch(seed=7).anchor
+    out = module.training_step(data.replace(views=(more,)), 0)
+    single = [method().training_step(data.replace(anchor=view), 0) for view in (data.anchor, more)]
+    torch.testing.assert_close(out["loss"], (single[0]["loss"] + single[1]["loss"]) / 2)
+    torch.testing.assert_close(out["negatives"], torch.cat([s["negatives"] for s in single]))
+
+
+class TwoReadings(nn.Module):
+    """Reads every view as it is, and through a part that the momentum copy shares."""
+
+    readings, dim = 2, 4
+
+    def __init__(self):
+        super().__init__()
+        self.plain, self.shared = Linear(), nn.Linear(6, 6)
+
+    def forward(self, x):
+        return torch.cat([self.plain(x), self.plain(self.shared(x))])
+
+    def encode_views(self, views):
+        return [self(view) for view in views]
+
+    def momentum_copy(self):
+        return copy.deepcopy(self, {id(self.shared): self.shared})
+
+
+def test_all_readings_meet_and_are_enqueued():
+    module, data = method(encoder=TwoReadings(), queue_size=16), batch()
+    before = module.queue.rows.clone()
+    queries, keys = module.encoder(data.anchor).chunk(2), module.key_encoder(data.positive).chunk(2)
+    losses = []
+    for q in queries:
+        for k in keys:
+            q1, k1 = normalize(q), normalize(k)
+            logits = torch.cat([(q1 * k1).sum(1, keepdim=True), q1 @ before.T], 1) / 0.2
+            losses.append(nn.functional.cross_entropy(logits, torch.zeros(4, dtype=torch.long)))
+    out = step(module, data)
+    torch.testing.assert_close(out["loss"], torch.stack(losses).mean())
+    torch.testing.assert_close(module.queue.rows[:8], normalize(torch.cat(keys)))
+
+
+def test_shared_parts_learn_and_are_not_averaged():
+    module = method(encoder=TwoReadings(), queue_size=16)
+    assert module.key_encoder.shared is module.encoder.shared
+    before = module.encoder.shared.weight.clone()
+    step(module, batch())
+    assert module.encoder.shared.weight.grad.abs().sum() > 0
+    assert torch.equal(module.encoder.shared.weight, before)
+
+
+def test_shuffled_readings_come_back_in_order():
+    module, data = method(encoder=TwoReadings(), queue_size=16, bn_splits=2), batch()
+    torch.testing.assert_close(module.encode_keys(data.anchor), module.key_encoder(data.anchor))

@@ -10,6 +10,7 @@ from zoo import ImageEncoder, SiameseContrast, TimmBackbone
 from zoo.data import PairBatch
 from zoo.errors import ZooError
 from zoo.losses import InfoNCE, info_nce, normalize
+from zoo.methods.siamese import in_batch_candidates
 
 
 class Pixels(nn.Module):
@@ -106,3 +107,85 @@ def test_backbones_that_do_not_exist_are_one_line(arguments):
 def test_one_pair_is_an_error():
     with pytest.raises(ZooError, match="one pair has no negatives"):
         method().training_step(batch((0,)), 0)
+
+
+def raw_views(n_views=3, n=4, dim=5):
+    return list(torch.randn(n_views, n, dim, generator=torch.Generator().manual_seed(2)))
+
+
+def test_every_other_view_of_an_image_is_a_positive_of_its_own():
+    views = raw_views()
+    u = normalize(torch.stack(views))
+    positives, negatives, mask = in_batch_candidates(views, torch.arange(4)).scores()
+    total = []
+    for v, i in ((v, i) for v in range(3) for i in range(4)):
+        others = torch.stack([u[w, j] for w in range(3) for j in range(4) if j != i]) @ u[v, i] / 0.5
+        total += [torch.logaddexp(s := u[v, i] @ u[w, i] / 0.5, others.logsumexp(0)) - s for w in range(3) if w != v]
+    torch.testing.assert_close(info_nce(positives, negatives, mask, 0.5), torch.stack(total).mean())
+
+
+@pytest.mark.parametrize(
+    ("scope", "kept"),
+    [("all", {0: {0, 1, 2}, 2: {0, 1, 2}}), ("same", {0: {0}, 2: {2}}), ("later", {0: {1, 2}, 2: set()})],
+)
+def test_views_that_negatives_come_from(scope, kept):
+    mask = in_batch_candidates(raw_views(), torch.arange(4), negatives_from=scope).scores()[2]
+    for view, others in kept.items():
+        columns = mask[4 * view + 1].view(3, 4)
+        assert not columns[:, 1].any()
+        assert (
+            {w for w in range(3) if columns[w, [0, 2, 3]].all()} == others == {w for w in range(3) if columns[w].any()}
+        )
+
+
+def test_small_crops_are_anchors_and_negatives_but_no_positives():
+    module = method(positive_views=2)
+    small = tuple(torch.randn(2, 3, 3, 2, 2, generator=torch.Generator().manual_seed(3)))
+    data = batch().replace(views=small)
+    z = [module.encoder(x) for x in (data.anchor, data.positive, *small)]
+    blocks = [
+        info_nce(*in_batch_candidates(z, data.anchor_key, positive_views=2, anchors=a).scores(), 0.5)
+        for a in (range(2), range(2, 4))
+    ]
+    torch.testing.assert_close(module.training_step(data, 0)["loss"], torch.stack(blocks).mean())
+    u = normalize(torch.stack(z))
+    crops = in_batch_candidates(z, data.anchor_key, positive_views=2, anchors=range(2, 4)).scores()[0]
+    torch.testing.assert_close(crops.view(2, 3, 2), torch.einsum("cbd,pbd->cbp", u[2:], u[:2]))
+
+
+class TwoReadings(nn.Module):
+    """Reads each view plainly and upside down."""
+
+    readings, dim = 2, 4
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(12, 4)
+
+    def forward(self, images):
+        return torch.cat([self.head(images.flatten(1)), self.head(images.flip(2).flatten(1))])
+
+    def encode_views(self, views):
+        return [self(view) for view in views]
+
+
+def test_the_loss_is_the_mean_over_combinations_of_readings():
+    module, data = method(), batch()
+    module.encoder = TwoReadings()
+    (a0, a1), (b0, b1) = (module.encoder(x).chunk(2) for x in (data.anchor, data.positive))
+    losses = [info_nce(*in_batch_candidates([a, b], data.anchor_key).scores(), 0.5) for a in (a0, a1) for b in (b0, b1)]
+    torch.testing.assert_close(module.training_step(data, 0)["loss"], torch.stack(losses).mean())
+
+
+def test_a_loss_may_read_embeddings():
+    class Spread(nn.Module):
+        takes_candidates = True
+
+        def forward(self, candidates):
+            return (candidates.query - candidates.positive).square().sum(1).mean()
+
+    module, data = method(), batch()
+    module.loss = Spread()
+    u = normalize(module.encoder(torch.cat([data.anchor, data.positive])))
+    expected = (u - u.roll(3, 0)).square().sum(1).mean()
+    torch.testing.assert_close(module.training_step(data, 0)["loss"], expected)

@@ -113,7 +113,7 @@ def test_masked_candidates_are_in_no_mix_though_the_pool_is_larger_than_the_rest
 
 def test_pair_itself_is_in_no_mix_of_a_small_batch():
     views = torch.eye(3, dtype=F64)
-    mixed = HardNegativeMixing(1024, 60, 0)(in_batch_candidates(views, views, torch.arange(3))).own
+    mixed = HardNegativeMixing(1024, 60, 0)(in_batch_candidates([views, views], torch.arange(3))).own
     for r in range(6):
         assert not mixed[r, :, r % 3].any() and (mixed[r].sum(0) > 0).sum() == 2
 

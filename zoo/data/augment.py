@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int, UInt8
@@ -145,7 +145,7 @@ def gaussian_blur(images: Images, sigma: PerImage, kernel: int) -> Images:
 
 
 class TwoViews(nn.Module):
-    """Two random views of every image of a batch: crop and flip, colour jitter, grey, blur, normalisation.
+    """Two (or more) random views of every image of a batch: crop and flip, colour jitter, grey, blur, normalisation.
 
     Parameters are drawn per view and image; the order of the four parts of the colour jitter once per batch. The
     defaults are those of MoCo v2.
@@ -166,6 +166,8 @@ class TwoViews(nn.Module):
         eval_crop: for evaluation, side of the central crop as part of the shorter side (0.875 on ImageNet).
         mean: subtracted per channel, of values from 0 to 1.
         std: divided by.
+        views: number of views; those beyond the second are the batch's `views`.
+        crops: makes further views in its own way (multi-crop: smaller ones, of smaller parts of the image).
     """
 
     mean: Tensor
@@ -186,8 +188,11 @@ class TwoViews(nn.Module):
         eval_crop: float = 1.0,
         mean: Sequence[float] = (0.5, 0.5, 0.5),
         std: Sequence[float] = (0.25, 0.25, 0.25),
+        views: int = 2,
+        crops: TwoViews | None = None,
     ) -> None:
         super().__init__()
+        self.views, self.crops = views, crops
         self.size, self.crop_scale, self.crop_ratio, self.flip = size, crop_scale, crop_ratio, flip
         self.jitter, self.jitter_p, self.gray_p = jitter, jitter_p, gray_p
         self.blur_p, self.blur_sigma, self.blur_kernel = blur_p, blur_sigma, blur_kernel or size // 20 * 2 + 1
@@ -198,9 +203,15 @@ class TwoViews(nn.Module):
     @torch.no_grad()
     def forward(self, batch: PairBatch) -> PairBatch:
         """Views of the images in `batch.anchor`, in place of anchor and positive; negatives get one view each."""
-        anchor, positive = self.augment(torch.cat([batch.anchor, batch.anchor])).chunk(2)
+        anchor, positive, *more = self.views_of(batch.anchor)
         negatives = None if batch.negatives is None else self.augment(batch.negatives)
-        return batch.replace(anchor=anchor, positive=positive, negatives=negatives)
+        return batch.replace(anchor=anchor, positive=positive, views=tuple(more), negatives=negatives)
+
+    @torch.no_grad()
+    def views_of(self, images: UInt8[Tensor, "N 3 H W"]) -> list[Float[Tensor, "N 3 _ _"]]:
+        """All views of each image. Override it where views are not made alike, or not each by itself."""
+        views = list(self.augment(torch.cat([images] * self.views)).chunk(self.views))
+        return views if self.crops is None else views + self.crops.views_of(images)
 
     @torch.no_grad()
     def augment(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 S S"]:
@@ -216,7 +227,7 @@ class TwoViews(nn.Module):
         return self._by_chunk(self._still, images)
 
     def _by_chunk(
-        self, function: Callable[..., Tensor], images: UInt8[Tensor, "N 3 H W"], draws: dict[str, Tensor] | None = None
+        self, function: Callable[..., Tensor], images: Tensor, draws: dict[str, Tensor] | None = None
     ) -> Float[Tensor, "N 3 S S"]:
         """`function` of images and draws, normalised: at once on an accelerator, in pieces that fit a CPU's cache."""
         views = torch.empty(len(images), 3, self.size, self.size, device=images.device)
@@ -225,7 +236,7 @@ class TwoViews(nn.Module):
             step = _CHUNK * torch.get_num_threads() // max(self.size**2, images.shape[2] * images.shape[3])
         for start in range(0, len(images), max(step, 1)):
             part = slice(start, start + max(step, 1))
-            view = function(images[part].float().div_(255), **{k: drawn[part] for k, drawn in (draws or {}).items()})
+            view = function(images[part], **{k: drawn[part] for k, drawn in (draws or {}).items()})
             torch.sub(view, self.mean, out=views[part]).mul_(self.per_std)
         return views
 
@@ -246,18 +257,25 @@ class TwoViews(nn.Module):
         }
 
     def _view(
+        self, images: UInt8[Tensor, "N 3 H W"], box: Int[Tensor, "N 4"], flip: Bool[Tensor, " N"], **colour: Any
+    ) -> Float[Tensor, "N 3 S S"]:
+        return self._colour(self._cut(images, box, flip), **colour)
+
+    def _cut(
+        self, images: UInt8[Tensor, "N 3 H W"], box: Int[Tensor, "N 4"], flip: Bool[Tensor, " N"]
+    ) -> Float[Tensor, "N 3 S S"]:
+        return resized_crop(images.float().div_(255), CropBox(*box.unbind(1)), self.size, flip)
+
+    def _colour(
         self,
-        images: Images,
+        views: Images,
         order: Sequence[int],
-        box: Int[Tensor, "N 4"],
-        flip: Bool[Tensor, " N"],
         jitter: Float[Tensor, "N 4"],
         jittered: Bool[Tensor, " N"],
         grey: Bool[Tensor, " N"],
         sigma: PerImage,
         blurred: Bool[Tensor, " N"],
-    ) -> Float[Tensor, "N 3 S S"]:
-        views = resized_crop(images, CropBox(*box.unbind(1)), self.size, flip)
+    ) -> Images:
         if self.jitter_p > 0:
             views = _where(jittered, partial(self._jitter, order=order), views, jitter)
         if self.gray_p > 0:
@@ -273,13 +291,14 @@ class TwoViews(nn.Module):
                 views = steps[i](views, amount[:, i])
         return views
 
-    def _still(self, images: Images) -> Float[Tensor, "N 3 S S"]:
+    def _still(self, images: UInt8[Tensor, "N 3 H W"]) -> Float[Tensor, "N 3 S S"]:
         n, _, height, width = images.shape
         side = round(self.eval_crop * min(height, width))
+        scaled = images.float().div_(255)
         if (height, width) == (self.size, self.size) and side == self.size:
-            return images
+            return scaled
         box = ((height - side) // 2, (width - side) // 2, side, side)
-        return resized_crop(images, CropBox(*(torch.full((n,), v, device=images.device) for v in box)), self.size)
+        return resized_crop(scaled, CropBox(*(torch.full((n,), v, device=images.device) for v in box)), self.size)
 
 
 def _where(

@@ -38,6 +38,7 @@ class PairBatch:
         group: group of each pair (class, topic, place), or None.
         teacher: scores of the positive and of the explicit negatives `[B, 1 + K]` that the table of the negatives has from
             a teacher, -inf where a row has fewer; or None.
+        views: further views of each pair beyond anchor and positive, each B rows; they may differ in size (multi-crop).
         epoch: epoch that the batch belongs to.
         number: its number within the epoch; with the seed, all randomness of a step derives from these two.
     """
@@ -53,6 +54,7 @@ class PairBatch:
     known: Int[Tensor, "B P"] | None = None
     group: Int[Tensor, " B"] | None = None
     teacher: Tensor | None = None
+    views: tuple[Any, ...] = ()
     epoch: int = 0
     number: int = 0
 

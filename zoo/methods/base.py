@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
 import torch
+from jaxtyping import Float
 from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor, nn
 
 from zoo.data.pairs import PairBatch
 from zoo.errors import ZooError
+from zoo.methods.towers import Tower
 from zoo.negatives.candidates import Candidates, EmbeddingNegatives
 
 
@@ -21,7 +24,8 @@ class ContrastiveMethod(pl.LightningModule):
 
     Args:
         encoder: maps inputs to embeddings; `features(inputs)` gives what evaluation uses.
-        loss: maps (positives `[B, P]`, negatives `[B, M]`, mask or weight `[B, M]` or None) to a scalar.
+        loss: maps (positives `[B, P]`, negatives `[B, M]`, mask or weight `[B, M]` or None) to a scalar; or, with the
+            attribute `takes_candidates`, maps `Candidates` to one.
         negatives: modules that change the candidates on their way to the loss, in order.
         optimizer: maps parameter groups to an optimiser; its learning rate is the peak of the schedule.
         schedule: "cosine" to zero at the end of training, "step" (times 0.1 at each of `milestones`), or "constant".
@@ -73,9 +77,38 @@ class ContrastiveMethod(pl.LightningModule):
             self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(query))
         return {"loss": loss, "query": query, "positives": positives, "negatives": negatives, "mask": mask, **raw}
 
+    def loss_of(self, candidates: Candidates) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor | None]]:
+        """The loss of candidates, and their scores. A loss that `takes_candidates` reads embeddings instead of scores."""
+        scores = candidates.scores()
+        loss = self.loss(candidates) if getattr(self.loss, "takes_candidates", False) else self.loss(*scores)
+        return loss, scores
+
+    def encode_views(self, views: Sequence[Tensor]) -> list[Float[Tensor, "N D"]]:
+        """Raw embeddings of each view: one pass of the encoder for all views of a size.
+
+        An encoder with an `encode_views` of its own is asked instead. If it reads every view in R ways (its attribute
+        `readings`), the N = R * B rows are R blocks of B.
+        """
+        if hasattr(self.encoder, "encode_views"):
+            return self.encoder.encode_views(views)  # type: ignore[operator]
+        encoded = []
+        for _, alike in itertools.groupby(views, lambda view: view.shape):
+            same = list(alike)
+            encoded += self.encoder(torch.cat(same)).chunk(len(same))
+        return encoded
+
+    @property
+    def readings(self) -> int:
+        """In how many ways the encoder reads a view."""
+        return getattr(self.encoder, "readings", 1)
+
     def features(self, inputs: Any) -> Tensor:
         """Features that evaluation uses, `[B, F]`."""
         return self.encoder.features(inputs)  # type: ignore[operator]
+
+    def towers(self) -> dict[str, Tower]:
+        """What is left to use after training, by name: what `zoo.load` embeds with and `zoo export` writes."""
+        return {"query": Tower(getattr(self.encoder, "backbone", self.encoder))}
 
     def validation_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         return {"features": self.features(batch.anchor).float()}

@@ -18,6 +18,7 @@ class Candidates:
     Attributes:
         query: `[B, D]`, with gradient.
         positive: `[B, D]`.
+        more_positives: further positives of each query `[B, P - 1, D]`, or None.
         shared: negatives common to all queries `[M, D]` (a queue, the batch, other GPUs).
         shared_mask: False where a shared candidate is no negative of that query; None keeps all.
         own: further negatives of each query `[B, S, D]`, or None.
@@ -32,6 +33,7 @@ class Candidates:
     own: Float[Tensor, "B S D"] | None = None
     own_mask: Bool[Tensor, "B S"] | None = None
     positive_query: Float[Tensor, "B D"] | None = None
+    more_positives: Float[Tensor, "B Q D"] | None = None
 
     def replace(self, **changes: Any) -> Candidates:
         return replace(self, **changes)
@@ -62,10 +64,12 @@ class Candidates:
         more.shared_scores = scores
         return more
 
-    def scores(self) -> tuple[Float[Tensor, "B 1"], Float[Tensor, "B N"], Bool[Tensor, "B N"] | None]:
-        """Scores of the positive, of all negatives (shared first), and which of them count (None: all)."""
+    def scores(self) -> tuple[Float[Tensor, "B P"], Float[Tensor, "B N"], Bool[Tensor, "B N"] | None]:
+        """Scores of the positives, of all negatives (shared first), and which of these count (None: all)."""
         query = self.query if self.positive_query is None else self.positive_query
         positives = (query * self.positive).sum(1, keepdim=True)
+        if self.more_positives is not None:
+            positives = torch.cat([positives, torch.einsum("bd,bpd->bp", query, self.more_positives)], 1)
         if self.own is None:
             return positives, self.shared_scores, self.shared_mask
         own = torch.einsum("bd,bsd->bs", self.query, self.own)
