@@ -288,6 +288,16 @@ def test_the_panel_is_in_the_run_folder(tmp_path, monkeypatch):
     assert logged["test/composition_panel"] == str(path)
 
 
+def test_the_panel_shows_what_every_evaluation_scored(tmp_path, monkeypatch):
+    shown = {}
+    monkeypatch.setattr(
+        "zoo.callbacks.composition_panel.draw_composition_panel", lambda tested, path, *_: shown.update(tested) or path
+    )
+    more = CompositionEvaluation([Aro(layouts.aro(tmp_path), size=SIZE)], val_cases=0)
+    results_of(tmp_path, CompositionEvaluation(), CompositionPanel(), more)
+    assert {"swap_obj", "aro_relation", "aro_attribution"} <= set(shown)
+
+
 def test_a_panel_with_fewer_cases_than_columns(tmp_path):
     cases = CompositionCases.of_texts(ImageArray(images(1, 0)), np.zeros((1, 1), np.int64), [["$a_b^c", "$b"]])
     path = draw_composition_panel({"one": (cases, torch.tensor([[[0.1, 0.2]]]))}, tmp_path / "x.png", columns=3)

@@ -24,7 +24,8 @@ class CompositionPanel(pl.Callback):
     """`composition_panel.png`: images with their captions and hard negatives, and the scores that the test gave both.
 
     One row per kind of case, from the worst margin between the two to the best, evenly spread over all images. Shows
-    what `CompositionEvaluation` has scored, which must be among the trainer's callbacks. The run folder and W&B get it.
+    what each `CompositionEvaluation` has scored; one must be among the trainer's callbacks. The run folder and W&B get
+    it.
 
     Args:
         columns: images of each kind.
@@ -35,10 +36,13 @@ class CompositionPanel(pl.Callback):
         self.columns, self.rows = columns, rows
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
-        _evaluation(trainer)  # rather before than after training
+        if not _evaluations(trainer):  # rather before than after training
+            raise ZooError(
+                "CompositionPanel shows what CompositionEvaluation has scored: add that to trainer.callbacks too"
+            )
 
     def on_test_end(self, trainer: Any, pl_module: Any) -> None:
-        tested = _evaluation(trainer).tested
+        tested = {name: case for evaluation in _evaluations(trainer) for name, case in evaluation.tested.items()}
         if not trainer.is_global_zero or not tested:
             return
         folder = Path(trainer.default_root_dir)
@@ -47,13 +51,8 @@ class CompositionPanel(pl.Callback):
         log_picture(trainer, "test/composition_panel", path)
 
 
-def _evaluation(trainer: Any) -> CompositionEvaluation:
-    found = next((c for c in trainer.callbacks if isinstance(c, CompositionEvaluation)), None)
-    if found is None:
-        raise ZooError(
-            "CompositionPanel shows what CompositionEvaluation has scored: add that to trainer.callbacks too"
-        )
-    return found
+def _evaluations(trainer: Any) -> list[CompositionEvaluation]:
+    return [callback for callback in trainer.callbacks if isinstance(callback, CompositionEvaluation)]
 
 
 def choose_images(scores: Float[Tensor, "C K L"], truths: Int[np.ndarray, " K"], n: int) -> list[tuple[int, int, int]]:
