@@ -190,3 +190,15 @@ def test_a_teacher_s_scores_go_along_with_what_is_drawn(tmp_path):
     assert NegativeTable.load(tmp_path).positives is None
     with pytest.raises(ValueError, match=r"positives \(3,\)"):
         NegativeTable(plain.ids, plain.scores, positives=positives[:3])
+
+
+@pytest.mark.parametrize("name", ["ids.npy", "scores.npy", "table.json"])
+@pytest.mark.parametrize("how", ["shorter", "other"])
+def test_a_damaged_table_is_not_trusted(tmp_path, name, how):
+    _table(0)[0].save(tmp_path)
+    path = tmp_path / name
+    data = path.read_bytes()
+    at = data.index(b'"fingerprint": "') + 16 if name == "table.json" else len(data) - 3
+    path.write_bytes(data[: len(data) // 2] if how == "shorter" else data[:at] + b"?" + data[at + 1 :])
+    with pytest.raises(ZooError, match="is damaged"):
+        NegativeTable.load(tmp_path)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -24,6 +24,24 @@ def cache_folder(root: Path | None) -> Path:
     except OSError as error:
         raise ZooError(f"cannot write the cache {folder} ({error}): set ZOO_CACHE") from error
     return folder
+
+
+def cached_arrays(paths: Sequence[Path], make: Callable[[], Sequence[np.ndarray]]) -> list[np.ndarray]:
+    """Arrays mapped from cached files; all are made anew if one is missing or damaged.
+
+    Args:
+        paths: one file for each array, whose names carry all that the contents depend on.
+        make: computes the arrays.
+
+    Raises:
+        ZooError: a file cannot be written.
+    """
+    try:
+        return [np.load(path, mmap_mode="r") for path in paths]
+    except (OSError, ValueError, EOFError):
+        for path, array in zip(paths, make(), strict=True):
+            save_array(path, array)
+    return [np.load(path, mmap_mode="r") for path in paths]
 
 
 def save_array(path: Path, array: np.ndarray) -> None:

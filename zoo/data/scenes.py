@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from zoo.data import scene_edits, scene_render
-from zoo.data.cache import cache_folder, save_array
+from zoo.data.cache import cache_folder, cached_arrays
 from zoo.data.collections import CollectionPairs, ImageArray, RetrievalSet, RetrievalSource
 from zoo.data.pairs import Split
 from zoo.data.scene_cases import Cases, composition_cases
@@ -89,10 +89,10 @@ class Scenes(RetrievalSource):
 
     def prepare(self, root: Path | None) -> None:
         for split in self.lengths:
-            self._cached(split, root)
+            self._images(split, root)
 
     def split(self, split: Split, root: Path | None) -> ScenePairs:
-        images = ImageArray(np.load(self._cached(split, root), mmap_mode="r"))
+        images = ImageArray(self._images(split, root))
         return ScenePairs(images, *self.scenes(split))
 
     def retrieval(self, split: Split, root: Path | None) -> RetrievalSet:
@@ -116,7 +116,7 @@ class Scenes(RetrievalSource):
     def _number(self, split: Split) -> int:
         return list(self.lengths).index(split)
 
-    def _cached(self, split: Split, root: Path | None) -> Path:
+    def _images(self, split: Split, root: Path | None) -> np.ndarray:
         # The file's name carries everything that its contents depend on, the text of these files included.
         folder = cache_folder(root)
         arguments = (self.seed, split, self.lengths[split], self.extras)
@@ -125,10 +125,12 @@ class Scenes(RetrievalSource):
         for module in (__file__, inspect.getfile(type(self)), scene_edits.__file__, scene_render.__file__):
             identity.update(Path(module).read_bytes())
         path = folder / f"{self.name}-{split}-{identity.hexdigest()[:12]}.npy"
-        if not path.exists():
+
+        def rendered() -> list[np.ndarray]:
             scenes, group, _ = self.scenes(split)
-            save_array(path, render(scenes, (self.seed, self._number(split)), group))
-        return path
+            return [render(scenes, (self.seed, self._number(split)), group)]
+
+        return cached_arrays([path], rendered)[0]
 
 
 def _families(

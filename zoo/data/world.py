@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from zoo.data import world_map, world_render
-from zoo.data.cache import cache_folder, save_array
+from zoo.data.cache import cache_folder, cached_arrays
 from zoo.data.collections import CollectionPairs, ImageArray, RetrievalSet, RetrievalSource
 from zoo.data.pairs import Split
 from zoo.data.world_map import N_PLACES, Area, Places, corners, degrees, metres
@@ -174,10 +174,7 @@ class World(RetrievalSource):
         )
         stem = f"world-{which or 'same'}-{split}-{digits.hexdigest()[:12]}"
         paths = [folder / f"{stem}-{view}.npy" for view in ("panoramas", "tiles")]
-        if not all(path.exists() for path in paths):
-            for path, images in zip(paths, self.render(split, which), strict=True):
-                save_array(path, images)
-        panorama, tile = (np.load(path, mmap_mode="r") for path in paths)
+        panorama, tile = cached_arrays(paths, lambda: self.render(split, which))
         return panorama, tile
 
 

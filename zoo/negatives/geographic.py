@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float, Int64
 from sklearn.neighbors import BallTree, KDTree
 
-from zoo.data.cache import cache_folder, save_array
+from zoo.data.cache import cache_folder, cached_arrays
 from zoo.errors import ZooError
 from zoo.negatives.miners import Rules, SearchMiner
 
@@ -108,7 +108,5 @@ class GeographicMiner(SearchMiner):
         identity = hashlib.sha256(repr((self.depth, self.metric)).encode() + np.ascontiguousarray(coords).tobytes())
         name = f"nearest-{identity.hexdigest()[:16]}"
         paths = [cache_folder(None) / f"{name}-{part}.npy" for part in ("ids", "distances")]
-        if not all(path.exists() for path in paths):
-            for path, array in zip(paths, nearest_places(coords, self.depth, self.metric), strict=True):
-                save_array(path, array)
-        return np.load(paths[0], mmap_mode="r"), np.load(paths[1], mmap_mode="r")
+        ids, distances = cached_arrays(paths, lambda: nearest_places(coords, self.depth, self.metric))
+        return ids, distances

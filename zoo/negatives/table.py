@@ -14,8 +14,7 @@ from zoo.errors import ZooError
 from zoo.negatives.balanced_margin import BalancedMarginPairs
 from zoo.results import write_json
 
-_FILES = ("ids.npy", "scores.npy", "table.json")
-_POSITIVES = "positives.npy"
+_IDS, _SCORES, _POSITIVES, _RECORD = "ids.npy", "scores.npy", "positives.npy", "table.json"
 
 
 @dataclass
@@ -134,31 +133,40 @@ class NegativeTable:
     def save(self, folder: Path) -> None:
         """Write the table to `folder`; `load` maps it into memory again."""
         folder.mkdir(parents=True, exist_ok=True)
-        for name, array in zip(_FILES, (self.ids, self.scores), strict=False):
-            part = folder / f".{name}"  # the table may be mapped from the very file that it replaces
-            np.save(part, array)
-            part.replace(folder / name)
+        arrays = {_IDS: self.ids, _SCORES: self.scores, _POSITIVES: self.positives}
+        parts = {name: folder / f".{name}" for name, array in arrays.items() if array is not None}
+        for name, part in parts.items():  # all before any: a full disk leaves the table that was there
+            np.save(part, arrays[name])
         (folder / _POSITIVES).unlink(missing_ok=True)
-        if self.positives is not None:
-            np.save(folder / _POSITIVES, self.positives)
-        write_json(folder / "table.json", {"fingerprint": self.fingerprint, "provenance": self.provenance})
+        for name, part in parts.items():  # the table may be mapped from the very file that it replaces
+            part.replace(folder / name)
+        write_json(folder / _RECORD, {"fingerprint": self.fingerprint, "provenance": self.provenance})
 
     @classmethod
     def load(cls, folder: Path) -> NegativeTable:
         """Map a saved table into memory.
 
         Raises:
-            ZooError: the folder or one of its files is missing.
+            ZooError: the folder or one of its files is missing, or their content is not what was saved.
         """
-        for name in _FILES:
+        for name in (_IDS, _SCORES, _RECORD):
             if not (folder / name).exists():
                 raise ZooError(
                     f"no negative table at {folder}: {name} is missing; a table is saved by NegativeTable.save"
                 )
-        meta = json.loads((folder / "table.json").read_text())
-        ids, scores = (np.load(folder / name, mmap_mode="r") for name in _FILES[:2])
-        positives = np.load(folder / _POSITIVES) if (folder / _POSITIVES).exists() else None
-        return cls(ids, scores, meta["provenance"], positives)
+        try:
+            meta = json.loads((folder / _RECORD).read_text())
+            ids, scores = (np.load(folder / name, mmap_mode="r") for name in (_IDS, _SCORES))
+            positives = np.load(folder / _POSITIVES) if (folder / _POSITIVES).exists() else None
+            table = cls(ids, scores, meta["provenance"], positives)
+            sound = table.fingerprint == meta["fingerprint"]
+        except (OSError, ValueError, EOFError, TypeError, KeyError):
+            sound = False
+        if not sound:
+            raise ZooError(
+                f"the negative table at {folder} is damaged: its content is not what was saved; mine it again"
+            )
+        return table
 
 
 def mine_random(n_anchors: int, n_candidates: int, k: int, seed: int = 0) -> NegativeTable:
