@@ -34,7 +34,7 @@ class Row(NamedTuple):
 def rows(quick: bool) -> list[Row]:
     import torch
 
-    from tests.benchmarks import augment, clip, search
+    from tests.benchmarks import augment, clip, lean, search
     from tests.benchmarks import rows as r
 
     n = 4 if quick else 16
@@ -55,6 +55,7 @@ def rows(quick: bool) -> list[Row]:
             1,
         ),
         Row("exact top-64 of 100k x 256 over faiss IndexFlatIP", "<= 1.00", exact, 2),
+        *(Row(*row) for row in lean.timed(quick)),
     ]
     if torch.cuda.is_available():
         table.insert(3, Row("MoCHi over MoCo step, paper scale", "<= 1.10", partial(r.mochi_over_moco, *r.PAPER)))
@@ -80,6 +81,7 @@ def main(args: list[str]) -> int:
         os.environ |= {"ZOO_RUNS": folder, "WANDB_MODE": "disabled"}
         results = [_measure(row, repeats) for row in rows(options.quick)]
         results.append(_memory(2048 if options.quick else 16384, repeats))
+        results += _peaks(options.quick)
     _show(results)
     path = RESULTS / f"{machine()}.json"
     path.parent.mkdir(exist_ok=True)
@@ -109,6 +111,16 @@ def _memory(pairs: int, repeats: int) -> Any:
     name = f"lean CLIP loss over open_clip's, peak of {pairs} x 512 in GB"
     print(name, file=sys.stderr)
     return memory(name, "<= 0.10", repeats, pairs, 512)
+
+
+def _peaks(quick: bool) -> list[Any]:
+    from tests.benchmarks.lean import memory, peaks
+
+    results = []
+    for row in peaks(quick):
+        print(row[0], file=sys.stderr)
+        results.append(memory(*row))
+    return results
 
 
 @contextmanager

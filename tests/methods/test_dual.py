@@ -15,6 +15,7 @@ from zoo.losses import InfoNCE, info_nce
 from zoo.losses.scores import normalize
 from zoo.methods.dual import DualEncoder, Encoded, pair_embeddings
 from zoo.methods.text_encoders import TextTransformer, TokenBag
+from zoo.negatives import HardestNegatives
 from zoo.negatives.blocks import GuideFilter, HardnessWeight, join, score_blocks
 
 
@@ -100,9 +101,12 @@ def test_the_lean_step_equals_the_plain_step(symmetric, negatives):
         assert torch.allclose(plain, lean, atol=1e-10)
 
 
-def test_what_lean_cannot_do_is_said():
+@pytest.mark.parametrize(
+    "kwargs", [{"blocks": ("qd", "qq")}, {"vetting": [HardnessWeight()]}, {"negatives": [HardestNegatives(4)]}]
+)
+def test_what_lean_cannot_do_is_said(kwargs):
     with pytest.raises(ZooError, match="--model.lean"):
-        DualEncoder(TokenBag(50, 8), InfoNCE(), lean=True, blocks=("qd", "qq"))
+        DualEncoder(TokenBag(50, 8), InfoNCE(), lean=True, **kwargs)
 
 
 class Towers(nn.Module):

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from zoo.losses.lean import Counted, lean_info_nce
+from zoo.losses.lean import KeyMask, lean_info_nce
 from zoo.losses.scores import Weight, at_least_float32, log_sum_negatives, zero_where_all_masked
 
 
@@ -114,7 +114,11 @@ class InfoNCE(nn.Module):
         queries: Float[Tensor, "B D"],
         documents: Float[Tensor, "M D"],
         own: Int[Tensor, " B"],
-        counted: Counted | None,
+        keys: KeyMask | None = None,
+        negatives: Float[Tensor, "B K D"] | None = None,
+        negatives_mask: Bool[Tensor, "B K"] | None = None,
     ) -> Float[Tensor, ""]:
         """`lean_info_nce` with its temperature: the same loss from embeddings, without the matrix of scores."""
-        return lean_info_nce(queries, documents, own, counted, self.temperature, self.label_smoothing)
+        return lean_info_nce(
+            queries, documents, own, keys, self.temperature, self.label_smoothing, negatives, negatives_mask
+        )

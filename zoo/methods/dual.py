@@ -15,12 +15,14 @@ from zoo.data.collections import Side
 from zoo.data.pairs import PairBatch
 from zoo.distributed import average_gradients, gather, gather_with_grad, rank, world_size
 from zoo.errors import ZooError
+from zoo.losses.lean import KeyMask
 from zoo.losses.nce import InfoNCE
 from zoo.losses.scores import at_least_float32, normalize
 from zoo.methods.base import ContrastiveMethod
+from zoo.methods.towers import Tower, UnitNorm
 from zoo.negatives.blocks import Block, BlockName, PairEmbeddings, Vetting, join, score_blocks
 from zoo.negatives.candidates import Candidates
-from zoo.negatives.known import all_distinct, known_positives
+from zoo.negatives.known import all_distinct
 
 
 class Encoded(NamedTuple):
@@ -129,6 +131,10 @@ class DualEncoder(ContrastiveMethod):
             return self.encoder.tower(side)  # type: ignore[operator]
         return self.encoder if side == "query" or self.document_encoder is None else self.document_encoder
 
+    def towers(self) -> dict[str, Tower]:
+        unit = [UnitNorm()] if self.normalize else []
+        return {side: Tower(self.tower(side), *unit, side=side) for side in ("query", "document")}
+
     def embed_queries(self, inputs: Any) -> Float[Tensor, "B D"]:
         return self.embed(inputs, "query")
 
@@ -214,12 +220,9 @@ class DualEncoder(ContrastiveMethod):
         loss: Any = self.loss
         own = torch.arange(len(x.query), device=x.query.device) + x.first
         if all_distinct(x.queries_known, x.document_key):
-            masks: Any = (None, None)
+            masks = None, None
         else:
-            masks = (
-                lambda rows: ~(known_positives(x.known[rows], x.document_key) | (x.document_key < 0)),
-                lambda rows: ~known_positives(x.queries_known, x.positive_key[rows]).T,
-            )
+            masks = KeyMask(x.known, x.document_key[:, None]), KeyMask(x.positive_key[:, None], x.queries_known)
         forward = loss.lean(x.query, x.documents, own, masks[0])
         if not self.symmetric:
             return forward
