@@ -4,4 +4,4 @@ type:     ; uv run pyright
 test:     ; uv run pytest
 test-all: ; uv run pytest -m "slow or not slow"
 bench:    ; uv run --group bench python -m tests.benchmarks
-docs:     ; uv run python -m zoo leaderboard --readme RESULTS.md
+docs:     ; uv run python -m zoo leaderboard --readme RESULTS.md && uv run python -m zoo docs docs --readme README.md

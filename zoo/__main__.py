@@ -11,7 +11,7 @@ from importlib import import_module
 from zoo.errors import ZooError
 
 STAGES = ("fit", "validate", "test", "predict")
-COMMANDS = ("list", "show", "leaderboard", "verify", "attack")
+COMMANDS = ("list", "show", "leaderboard", "verify", "attack", "export", "docs")
 HELP = """\
 usage: zoo COMMAND ...
 
@@ -21,7 +21,9 @@ usage: zoo COMMAND ...
                                    --trainer.max_epochs 3, --ckpt_path last, --print_config
   verify RECIPE [OVERLAY...]       method against its baseline over seeds: does the claim hold?
   attack RECIPE [RECIPE...]        recipes on poisoned training pairs: does a backdoor open?
-  leaderboard                      results of local runs, and the committed ones
+  export RUN --to FORMAT           a trained model for timm, sentence-transformers, open_clip, onnx or torch
+  leaderboard                      results of local runs, and the committed ones; --html DIR writes them as a web page
+  docs DIR                         pages of all methods, from recipes, docstrings and committed results
 
 --runs DIR, or $ZOO_RUNS: the folder of all runs (default: runs)
 zoo COMMAND --help tells more; --version the version."""
@@ -40,7 +42,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     before = os.environ.get("ZOO_RUNS")
     try:
         return _dispatch(_take_runs(args))
-    except (ZooError, FileNotFoundError) as error:
+    except BrokenPipeError:  # `zoo list | head`
+        sys.stderr.close()
+        return 0
+    except (ZooError, OSError) as error:  # OSError: a disk that is full, a folder that may not be written
         print(f"zoo: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -48,9 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
     except SystemExit as leaving:  # --help
         return int(leaving.code or 0)
-    except BrokenPipeError:  # `zoo list | head`
-        sys.stderr.close()
-        return 0
     finally:
         if before is None:
             os.environ.pop("ZOO_RUNS", None)

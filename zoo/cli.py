@@ -27,7 +27,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
-from zoo import recipes, results
+from zoo import recipes, results, wandb_runs
 from zoo._heap import keep_freed_memory
 from zoo.callbacks.results import ResultWriter
 from zoo.cli_errors import explain
@@ -40,18 +40,25 @@ RUN = "<run>"  # stands for the folder of the run, until it is known
 
 def main(stage: Stage, recipe: str, overlays: Sequence[str], rest: Sequence[str]) -> int:
     """Run one stage of a recipe and return the exit status."""
+    try:
+        run(stage, recipe, overlays, rest)
+    except SystemExit as leaving:  # --help and --print_config
+        return int(leaving.code or 0)
+    return 0
+
+
+def run(stage: Stage, recipe: str, overlays: Sequence[str], rest: Sequence[str]) -> ZooCLI:
+    """Run one stage of a recipe."""
     with warnings.catch_warnings():
         _quiet()
         try:
-            ZooCLI(recipe, overlays, rest, stage)
-        except SystemExit as leaving:  # --help and --print_config; Ctrl-C, which Lightning turns into status 1
-            interrupted = isinstance(leaving.__context__, KeyboardInterrupt)
-            if interrupted:
+            return ZooCLI(recipe, overlays, rest, stage)
+        except SystemExit as leaving:  # Ctrl-C, which Lightning turns into status 1
+            if isinstance(leaving.__context__, KeyboardInterrupt):
                 raise KeyboardInterrupt from None
-            return int(leaving.code or 0)
+            raise
         finally:
-            _finish_wandb()
-    return 0
+            _finish_wandb(failed=sys.exc_info()[0] is not None)
 
 
 def build(recipe: str, overlays: Sequence[str] = (), overrides: Sequence[str] = ()) -> ZooCLI:
@@ -66,6 +73,18 @@ def build(recipe: str, overlays: Sequence[str] = (), overrides: Sequence[str] = 
     return ZooCLI(recipe, overlays, overrides)
 
 
+def rebuild(config: dict[str, Any], where: Path) -> ZooCLI:
+    """Model and data of a run, untrained: `.model`, `.datamodule`.
+
+    Args:
+        config: what its config.yaml holds.
+        where: the run's folder.
+    """
+    with warnings.catch_warnings():
+        _quiet()
+        return ZooCLI(str(config["recipe"]["name"]), [], [], saved=config, run_dir=where)
+
+
 class _ParserError(Exception):
     """What jsonargparse has to say, before it is made readable."""
 
@@ -78,17 +97,16 @@ class _Parser(LightningArgumentParser):
 class SaveConfig(SaveConfigCallback):
     """Writes the run's configuration as `config.yaml` into its folder. It names no folders, so it can be run again."""
 
-    def __init__(self, *args: Any, run_dir: Path, portable: Namespace, step: int, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, run_dir: Path, text: str, step: int, **kwargs: Any) -> None:
         super().__init__(*args, save_to_log_dir=False, **kwargs)
-        self.run_dir, self.portable, self.step = run_dir, portable, step
+        self.run_dir, self.text, self.step = run_dir, text, step
 
     def save_config(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        text = self.parser.dump(self.portable, skip_none=False)
         path = self.run_dir / "config.yaml"
-        if path.exists() and path.read_text() != text:  # resumed with other options: keep both
+        if path.exists() and path.read_text() != self.text:  # resumed with other options: keep both
             path.replace(path.with_name(f"config-until-step-{self.step}.yaml"))
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text)
+        path.write_text(self.text)
 
 
 class ZooCLI(LightningCLI):
@@ -99,16 +117,26 @@ class ZooCLI(LightningCLI):
         overlays: names of overlays.
         overrides: the rest of the command line.
         stage: `fit`, `validate`, `test` or `predict`; None only builds the objects.
+        saved: a finished run's configuration, instead of the recipe's, to build model and data from; whatever has become
+            of the recipe since.
+        run_dir: the folder of that run.
     """
 
     def __init__(
-        self, recipe: str, overlays: Sequence[str], overrides: Sequence[str], stage: Stage | None = None
+        self,
+        recipe: str,
+        overlays: Sequence[str],
+        overrides: Sequence[str],
+        stage: Stage | None = None,
+        saved: dict[str, Any] | None = None,
+        run_dir: Path | None = None,
     ) -> None:
         self.recipe, self.overlays, self.overrides, self.stage = recipe, list(overlays), list(overrides), stage
-        self.layers = recipes.layers(recipe, overlays)
-        self.merged = recipes.merge(self.layers)
+        self.saved = saved is not None
+        self.layers = [] if self.saved else recipes.layers(recipe, overlays)
+        self.merged = recipes.merge(self.layers) if saved is None else _inert(saved)
         self.checkpoint: dict[str, Any] = {}
-        self.run_dir = Path()
+        self.run_dir = run_dir or Path()
         parser_kwargs = {"allow_abbrev": False, "default_env": False}
         super().__init__(
             pl.LightningModule,
@@ -149,7 +177,8 @@ class ZooCLI(LightningCLI):
         config = deepcopy(self.merged)
         if os.environ.get("WANDB_MODE") == "disabled":  # saves the import
             _drop_wandb(config)
-        config["recipe"] = {"name": self.recipe, "family": self.layers_family(), **(config.get("recipe") or {})}
+        if not self.saved:
+            config["recipe"] = {"name": self.recipe, "family": self.layers_family(), **(config.get("recipe") or {})}
         loggers = (config.get("trainer") or {}).get("logger")
         for logger in loggers if isinstance(loggers, list) else [loggers]:
             if isinstance(logger, dict) and str(logger.get("class_path", "")).endswith("Logger"):
@@ -164,6 +193,9 @@ class ZooCLI(LightningCLI):
     # Placement
 
     def before_instantiate_classes(self) -> None:
+        if self.saved:
+            self.save_config_callback = None
+            return
         config = self._config
         trainer = config["trainer"]
         trainer.callbacks = list(_items(trainer.callbacks))
@@ -179,15 +211,12 @@ class ZooCLI(LightningCLI):
             self._place_evaluation(config)
         else:
             self._place_training(config, seed)
-            _place_loggers(trainer, self.run_dir, self.card)
         for callback in trainer.callbacks:
             if callback.class_path.endswith(".ModelCheckpoint") and not callback.init_args.dirpath:
                 callback.init_args.dirpath = str(self.run_dir / "checkpoints")
         if trainer.precision is None and trainer.accelerator in ("auto", "cuda", "gpu") and torch.cuda.is_available():
             trainer.precision = "bf16-mixed" if torch.cuda.is_bf16_supported() else "16-mixed"
         trainer.default_root_dir = str(self.run_dir)
-        step = int(self.checkpoint.get("global_step", 0))
-        self.save_config_kwargs = {"run_dir": self.run_dir, "portable": portable, "step": step}
         self.run_info = results.RunInfo(
             card=self.card,
             family=self.card.family,
@@ -199,6 +228,11 @@ class ZooCLI(LightningCLI):
             command=shlex.join(["python", "-m", "zoo", "fit", self.recipe, *self.overlays, *self.overrides]),
             run_dir=self.run_dir,
         )
+        if self.stage in (None, "fit"):
+            text = self._parser(self.stage).dump(portable, skip_unset=False)
+            step = int(self.checkpoint.get("global_step", 0))
+            self.save_config_kwargs = {"run_dir": self.run_dir, "text": text, "step": step}
+            _place_loggers(trainer, self.run_info)
 
     def _place_training(self, config: Namespace, seed: int) -> None:
         given = config.get("ckpt_path")
@@ -327,6 +361,7 @@ class ZooCLI(LightningCLI):
         for callback in self.trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, ResultWriter) and self.stage in (None, "fit"):
                 callback.run = self.run_info
+                callback.configuration = yaml.safe_load(self.save_config_kwargs["text"])
                 callback.awaits_test = self.stage == "fit" and self._testable
 
     @property
@@ -410,6 +445,16 @@ class ZooCLI(LightningCLI):
         console.print(f"next        {command}", soft_wrap=True, highlight=False)
 
 
+def _inert(saved: dict[str, Any]) -> dict[str, Any]:
+    """A run's configuration without what only training needs: it seeds nothing, writes nothing, and asks for no device."""
+    config = {key: saved[key] for key in ("recipe", "model", "data") if key in saved}
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    config |= {"seed_everything": False, "trainer": {"accelerator": "cpu", "devices": 1, "callbacks": [], **quiet}}
+    if isinstance(options := (config.get("model") or {}).get("init_args"), dict) and "compile" in options:
+        config["model"] = {**config["model"], "init_args": {**options, "compile": False}}
+    return config
+
+
 def _items(value: Any) -> Iterator[Any]:
     yield from value if isinstance(value, list) else () if value in (None, True, False) else (value,)
 
@@ -430,20 +475,21 @@ def _run_of(checkpoint: Path) -> Path | None:
     return checkpoint.parent.parent if ours else None
 
 
-def _place_loggers(trainer: Namespace, run_dir: Path, card: recipes.RecipeCard) -> None:
+def _place_loggers(trainer: Namespace, run: results.RunInfo) -> None:
     for logger in _items(trainer.logger):
         arguments = logger.init_args
         if arguments.get("save_dir") in (RUN, ".", None):
-            arguments["save_dir"] = str(run_dir)
+            arguments["save_dir"] = str(run.run_dir)
             if logger.class_path.endswith("CSVLogger") and arguments.version is None:
                 arguments["name"], arguments["version"] = "", ""  # metrics.csv in the folder itself
         if logger.class_path.endswith("WandbLogger"):
             arguments["offline"] = bool(arguments.offline) or not _wandb_wanted()
-            arguments["name"] = arguments.name or f"{card.name}-{run_dir.name}"
-            arguments["tags"] = [t for t in (card.family, card.arena, card.name) if t]
-            arguments["config"] = {"recipe": _plain(card)}
+            arguments["name"] = arguments.name or f"{run.card.name}-{run.run_dir.name}"
+            arguments["tags"] = [*(arguments.get("tags") or []), *wandb_runs.tags(run.card, run.arena)]
+            # Without the rest of the configuration: jsonargparse would build every object that it names.
+            arguments["config"] = {**wandb_runs.identity(run), **(arguments.get("config") or {})}
             if os.environ.get("WANDB_SILENT") == "true":
-                _silence_wandb()
+                wandb_runs.silence()
 
 
 def _drop_wandb(config: dict[str, Any]) -> None:
@@ -455,38 +501,17 @@ def _drop_wandb(config: dict[str, Any]) -> None:
         trainer["logger"] = kept or False
 
 
-def _plain(card: recipes.RecipeCard) -> dict[str, Any]:
-    return {
-        k: [vars(c) if isinstance(c, recipes.Claim) else c for c in v] if k == "claim" else v
-        for k, v in vars(card).items()
-    }
-
-
 def _wandb_wanted() -> bool:
-    """Online if asked by WANDB_MODE or logged in; found out without the network."""
+    """Online if asked by WANDB_MODE or logged in."""
     if mode := os.environ.get("WANDB_MODE"):
         return mode not in ("offline", "dryrun")
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai").split("//")[-1].split("/")[0].split(":")[0]
-    try:
-        return f"machine {host}" in Path(os.environ.get("NETRC") or "~/.netrc").expanduser().read_text()
-    except OSError:
-        return False
+    return wandb_runs.logged_in()
 
 
-def _silence_wandb() -> None:
-    """WANDB_SILENT, at once: wandb reads it too late for what Lightning's logger makes it say."""
-    import wandb
-    from wandb.errors import term
-
-    term.termsetup(wandb.Settings(silent=True), None)
-
-
-def _finish_wandb() -> None:
+def _finish_wandb(failed: bool) -> None:
     wandb = sys.modules.get("wandb")
     if wandb is not None and getattr(wandb, "run", None) is not None:
-        wandb.finish()
+        wandb.finish(exit_code=int(failed))
 
 
 def _quiet() -> None:

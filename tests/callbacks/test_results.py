@@ -27,7 +27,7 @@ def trainer(rank=0, **metrics):
         spec=pl.Trainer,
         callback_metrics={name.replace("_", "/"): torch.tensor(value) for name, value in metrics.items()},
         datamodule=SimpleNamespace(batch_size=16), world_size=2, accumulate_grad_batches=3, global_step=7,
-        is_global_zero=rank == 0, fast_dev_run=False, sanity_checking=False,
+        is_global_zero=rank == 0, fast_dev_run=False, sanity_checking=False, loggers=[],
     )  # fmt: skip
 
 
@@ -68,3 +68,17 @@ def test_metrics_and_time_continue_from_a_checkpoint(writer):
     fit(again, train_loss=1.0)
     assert again.metrics == {"train/loss": 1.0, "eval/knn": 0.5}
     assert again.wall_time_s > spent > 0
+
+
+def test_what_the_source_reports_is_in_result_and_loggers_alike(writer, tmp_path):
+    writer.awaits_test, logger = True, Mock()
+    fit(writer)
+    tested = trainer(test_a=0.5)
+    tested.loggers, tested.datamodule = (
+        [logger],
+        SimpleNamespace(source=SimpleNamespace(report={"n": 9}, arena="files")),
+    )
+    writer.on_test_end(tested, MODULE)
+    found = json.loads((tmp_path / "result.json").read_text())
+    assert found["metrics"] == {"test/a": 0.5, "data/n": 9.0} and found["arena"] == "files"
+    logger.log_metrics.assert_called_once_with({"data/n": 9.0}, 7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,14 +21,28 @@ REFERENCES = {"_random": "untrained encoder", "_pixels": "raw pixels"}
 
 
 def main(args: Sequence[str]) -> int:
-    """Print the leaderboard, or write it into a README."""
-    usage = "zoo leaderboard [--format table|markdown|json] [--readme README.md]"
+    """Print the leaderboard, or write it into a README or as a web page."""
+    usage = (
+        "zoo leaderboard [--format table|markdown|json] [--readme README.md] [--html DIR] [--wandb PROJECT] [--sync]"
+    )
     parser = Options(usage, "Results of local and committed runs; --readme takes the committed ones only.")
     parser.add_argument("--format", choices=("table", "markdown", "json"), default="table")
     parser.add_argument("--readme", type=Path)
+    parser.add_argument("--html", type=Path, metavar="DIR", help="a page of all, and one for each recipe")
+    parser.add_argument("--wandb", metavar="PROJECT", help="publish a table and a report; also ENTITY/PROJECT")
+    parser.add_argument(
+        "--sync", action="store_true", help="upload the offline runs to W&B, into --wandb's project if given"
+    )
     options = parser.read(args)
+    if options.sync or options.wandb:
+        return _to_wandb(options.wandb, options.sync)
     if options.readme:
         return _write_readme(options.readme)
+    if options.html:
+        from zoo.site import pages
+
+        print(f"wrote {pages.write(options.html)}")
+        return 0
     found = rows([*results.committed_results(), *results.local_results()])
     if options.format == "json":
         import json
@@ -40,29 +55,54 @@ def main(args: Sequence[str]) -> int:
     return 0
 
 
-def rows(found: Iterable[Result]) -> list[dict[str, Any]]:
-    """One row per part of a claim, per primary metric without one, and per reference that needs no training.
+@dataclass
+class Board:
+    """Runs that can be compared: arena, budget, overlays and overrides agree.
 
-    Runs are comparable where arena, budget, overlays and overrides agree. Of a recipe that has changed between runs,
-    the configuration that finished last counts.
+    Of a recipe that has changed between runs, the configuration that finished last counts.
     """
-    groups: dict[tuple, dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
+
+    arena: str
+    budget: str
+    variant: str
+    runs: dict[str, dict[int, Result]]  # by recipe and seed
+
+    @property
+    def title(self) -> str:
+        """Arena, budget, and overlays with overrides, if there are any."""
+        return f"{self.arena}, {self.budget}" + (f", {self.variant}" if self.variant else "")
+
+
+def boards(found: Iterable[Result]) -> list[Board]:
+    """Results grouped by what makes them comparable."""
+    groups: dict[tuple[str, str, str], dict[str, list[Result]]] = defaultdict(lambda: defaultdict(list))
     for result in sorted(found, key=lambda r: r.finished_at):
         variant = " ".join([*result.overlays, *result.overrides])
         groups[result.arena, result.budget, variant][result.recipe].append(result)
+    return [
+        Board(*key, {recipe: _latest(items) for recipe, items in sorted(group.items())})
+        for key, group in sorted(groups.items(), key=lambda item: _order(item[0]))
+    ]
+
+
+def rows(found: Iterable[Result]) -> list[dict[str, Any]]:
+    """The rows of all boards."""
+    return [row for board in boards(found) for row in board_rows(board)]
+
+
+def board_rows(board: Board) -> list[dict[str, Any]]:
+    """One row per part of a claim, per primary metric without one, and per reference that needs no training."""
     known = recipes.index()
-    cards = {name: recipes.load_card(name) for name in {r for g in groups.values() for r in g} if name in known}
     table: list[dict[str, Any]] = []
-    for (arena, budget, variant), group in sorted(groups.items(), key=lambda item: _order(item[0])):
-        runs = {recipe: _latest(items) for recipe, items in group.items()}
-        seen = set()
-        for recipe, by_seed in sorted(runs.items()):
-            base = {"recipe": recipe, "arena": arena, "budget": budget, "variant": variant}
-            for row in _recipe_rows(base, by_seed, cards.get(recipe), runs):
-                identity = (row["part"], row["mean"]) if row["part"] in REFERENCES.values() else (recipe, len(table))
-                if identity not in seen:
-                    seen.add(identity)
-                    table.append(row)
+    seen = set()
+    for recipe, by_seed in board.runs.items():
+        card = recipes.load_card(recipe) if recipe in known else None
+        base = {"recipe": recipe, "arena": board.arena, "budget": board.budget, "variant": board.variant}
+        for row in _recipe_rows(base, by_seed, card, board.runs):
+            identity = (row["part"], row["mean"]) if row["part"] in REFERENCES.values() else (recipe, len(table))
+            if identity not in seen:
+                seen.add(identity)
+                table.append(row)
     return table
 
 
@@ -99,6 +139,7 @@ def _recipe_rows(
         delta = results.judge(claim, runs, everything.get(baseline or "", {}))
         compared = delta.pairs > 0 and (claim.against is not None or baseline is not None)
         table.append(base | _statistics(part, claim.metric, values) | {
+            "statement": claim.statement,
             "baseline": claim.against or baseline,
             "delta": delta.mean if compared else None,
             "delta_ci95": _bounds(delta.low, delta.high) if compared else None,
@@ -108,7 +149,9 @@ def _recipe_rows(
         metric = sample.primary + suffix
         values = [r.metrics[metric] for r in runs.values() if metric in r.metrics]
         if values:
-            none = dict.fromkeys(("baseline", "delta", "delta_ci95", "verdict", "wall_time_s", "peak_memory_bytes"))
+            none = dict.fromkeys(
+                ("statement", "baseline", "delta", "delta_ci95", "verdict", "wall_time_s", "peak_memory_bytes")
+            )
             table.append(base | _statistics(part, metric, values) | none)
     return table
 
@@ -189,6 +232,20 @@ def _print(found: list[dict[str, Any]]) -> None:
             verdict = f"[{colours[line[7]]}]{line[7]}[/]" if line[7] else ""
             table.add_row(*line[:7], verdict, *line[8:])
         terminal.print(table)
+
+
+def _to_wandb(destination: str | None, sync: bool) -> int:
+    if sync:
+        from zoo import wandb_runs
+
+        wandb_runs.sync(destination)
+    if destination:
+        from zoo import wandb_report
+
+        print(
+            f"published {wandb_report.publish(destination, [*results.committed_results(), *results.local_results()])}"
+        )
+    return 0
 
 
 def _write_readme(path: Path) -> int:
