@@ -5,6 +5,7 @@ from zoo._lazy import lazy
 __getattr__, __all__ = lazy(
     __name__,
     {
+        "BatchQueries": "batch_queries",
         "Bm25Miner": "miners",
         "BoundaryOutliers": "near_ood",
         "Candidates": "candidates",
@@ -29,6 +30,7 @@ __getattr__, __all__ = lazy(
         "SceneEdits": "scene_edits",
         "SourceOutliers": "near_ood",
         "Vetting": "blocks",
+        "mine": "miners",
         "mine_random": "table",
         "score_blocks": "blocks",
         "self_aware_clusters": "self_aware",

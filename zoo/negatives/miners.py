@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.data.collections import CollectionPairs
@@ -206,27 +206,67 @@ class EmbeddingMiner(SearchMiner):
         self.index: Literal["exact", "hnsw", "ivf"] = index
 
     def search(self, pairs, embed):
-        from zoo.search import faiss_top_k, top_k
-
         if embed is None:
             raise ZooError("EmbeddingMiner needs an encoder: put it into a RefreshNegatives callback")
         queries, documents = embed("query"), embed("document")
-        depth = min(self.depth, len(documents))
-        if self.index == "exact":
-            scores, ids = top_k(queries, documents, depth)
-        else:
-            scores, ids = faiss_top_k(queries, documents, depth, self.index)
+        scores, ids = _nearest(queries, documents, self.depth, self.index)
         positives = lowest_positive(queries, documents, pairs)
         return ids.cpu().numpy(), scores.cpu().numpy(), positives, {"miner": "embedding", "index": self.index}
 
 
-@torch.no_grad()
+def mine(
+    queries: Float[Tensor, "Q D"],
+    documents: Float[Tensor, "N D"],
+    k: int,
+    known: Int[np.ndarray, "Q *P"] | Int[Tensor, "Q *P"] | None = None,
+    rules: Rules | None = None,
+    index: Literal["exact", "hnsw", "ivf"] = "exact",
+) -> NegativeTable:
+    """The `k` documents of greatest inner product with each query that are not known to be its positives.
+
+    Args:
+        queries: their embeddings.
+        documents: on the same device.
+        k: negatives per query, before the rules.
+        known: numbers of each query's known positives, -1 padded where they are several; None knows of none.
+        rules: which of the negatives stay; None keeps all.
+        index: as in `EmbeddingMiner`.
+
+    Raises:
+        ZooError: the rules compare with positives, and none are known; or as `zoo.search.top_k`.
+    """
+    positives = np.full((len(queries), 1), -1) if known is None else torch.as_tensor(known).cpu().numpy()
+    positives = positives.reshape(len(queries), -1)
+    scores, ids = _nearest(queries, documents, k + positives.shape[1], index)
+    record = {"miner": "embedding", "index": index, "depth": k}
+    table = NegativeTable(ids.cpu().numpy(), scores.cpu().numpy(), [record])
+    table = table.drop_positives(positives, np.arange(len(documents)))
+    table = NegativeTable(table.ids[:, :k], table.scores[:, :k], table.provenance)
+    rules = rules or Rules()
+    return rules.apply(table, None if known is None else _lowest(queries, documents, positives))
+
+
+def _nearest(queries: Tensor, documents: Tensor, depth: int, index: str) -> tuple[Tensor, Tensor]:
+    """Scores and numbers of the `depth` nearest documents, or of all there are."""
+    from zoo.search import faiss_top_k, top_k
+
+    depth = min(depth, len(documents))
+    if index == "exact":
+        return top_k(queries, documents, depth)
+    return faiss_top_k(queries, documents, depth, index)  # type: ignore[arg-type]
+
+
 def lowest_positive(
     queries: Float[Tensor, "Q D"], documents: Float[Tensor, "N D"], pairs: CollectionPairs
 ) -> Float[np.ndarray, " Q"]:
     """Each query's lowest score among its known positives."""
     known = np.full((len(pairs.queries), pairs.columns["known"].shape[1]), -1)
     known[pairs.query_of] = pairs.columns["known"]
+    return _lowest(queries, documents, known)
+
+
+@torch.no_grad()
+def _lowest(queries: Tensor, documents: Tensor, known: Int[np.ndarray, "Q P"]) -> Float[np.ndarray, " Q"]:
     lowest = torch.full((len(queries),), torch.inf, device=queries.device, dtype=at_least_float32(queries).dtype)
     for column in torch.as_tensor(known, device=queries.device).unbind(1):
         score = (at_least_float32(queries) * at_least_float32(documents[column.clamp_min(0)])).sum(1)
