@@ -200,3 +200,9 @@ def test_stl10_images_are_upright(stl10):
     stored = np.fromfile(stl10 / "stl10_binary" / "test_X.bin", np.uint8).reshape(4, 3, 96, 96)
     test = TorchvisionImages("stl10").split("test", stl10)
     assert np.array_equal(test.fetch([2])[0][0].numpy(), stored[2].transpose(0, 2, 1))
+
+
+@pytest.mark.parametrize(("fraction", "purpose"), [(0.0, "validate"), (1.0, "train")])
+def test_a_fraction_that_leaves_nothing_is_an_error(folder, fraction, purpose):
+    with pytest.raises(ZooError, match=f"leaves none to {purpose} on"):
+        ImageFolder(decode_size=32, val_fraction=fraction).split("train", folder)

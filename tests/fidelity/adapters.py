@@ -16,8 +16,12 @@ from tests.fidelity.clip_ood import CLIP_OOD
 from tests.fidelity.common import Arrays, grads, leaves_of, run
 from tests.fidelity.geo_evaluation import GEO_EVALUATION
 from tests.fidelity.geo_sampling import GEO_SAMPLING
+from tests.fidelity.ssl_amcl import SSL_AMCL
+from tests.fidelity.ssl_batchformer import SSL_BATCHFORMER
 from tests.fidelity.ssl_bss import SSL_BSS
 from tests.fidelity.ssl_cacr import SSL_CACR
+from tests.fidelity.ssl_cmim import SSL_CMIM
+from tests.fidelity.ssl_groco import SSL_GROCO
 from tests.fidelity.text_distillation import TEXT_DISTILLATION
 from tests.fidelity.text_dual import TEXT_DUAL
 from tests.fidelity.text_losses import TEXT_LOSSES
@@ -150,8 +154,12 @@ ADAPTERS: dict[str, Callable[[Arrays], dict[str, np.ndarray]]] = {
     **CLIP_OOD,
     **GEO_EVALUATION,
     **GEO_SAMPLING,
+    **SSL_AMCL,
+    **SSL_BATCHFORMER,
     **SSL_BSS,
     **SSL_CACR,
+    **SSL_CMIM,
+    **SSL_GROCO,
     **TEXT_DISTILLATION,
     **TEXT_DUAL,
     **TEXT_LOSSES,

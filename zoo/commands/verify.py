@@ -49,6 +49,34 @@ def main(args: Sequence[str]) -> int:
     parser = SweepOptions(USAGE, about, 5, CHOSEN)
     parser.add_argument("--commit", action="store_true", help="write the results into zoo/_results")
     (name, *overlays), options, overrides = parser.read_sweep("verify", args)
+    found = compare(name, overlays, overrides, options.seeds, options.jobs)
+    _report(found, shlex.join(["python", "-m", "zoo", "verify", *args]))
+    if options.commit:
+        for path in results.commit([result for by_seed in found.runs.values() for result in by_seed.values()]):
+            print(f"wrote {path}")
+    return int(bool(found.failed))
+
+
+@dataclass
+class Verification:
+    """Runs of a method and of its baseline, by recipe and seed, and the runs that failed."""
+
+    card: recipes.RecipeCard
+    runs: dict[str, dict[int, Result]]
+    failed: list[_Job]
+
+    def verdicts(self) -> list[tuple[recipes.Claim, results.Comparison]]:
+        """Each part of the claim, and what the runs say about it."""
+        method, baseline = self.runs[self.card.name], self.runs.get(self.card.baseline or "", {})
+        return [(claim, results.judge(claim, method, baseline)) for claim in self.card.claim]
+
+
+def compare(name: str, overlays: Sequence[str], overrides: Sequence[str], seeds: int, at_once: int = 1) -> Verification:
+    """Run what is missing of a recipe and its baseline.
+
+    Raises:
+        ZooError: the recipe claims nothing.
+    """
     card = recipes.load_card(name, overlays)
     if not card.claim:
         raise ZooError(f"{name} claims nothing: its card has no `claim`")
@@ -57,17 +85,13 @@ def main(args: Sequence[str]) -> int:
     done = {r: finished(r, f) for r, f in prints.items()}
     missing = [
         make_job(recipe, overlays, overrides, fingerprint, seed)
-        for seed in range(options.seeds)
+        for seed in range(seeds)
         for recipe, fingerprint in prints.items()
         if seed not in done[recipe]
     ]
-    failed = run_jobs(missing, options.jobs)
-    runs = {r: {s: x for s, x in finished(r, f).items() if s < options.seeds} for r, f in prints.items()}
-    _report(card, runs, shlex.join(["python", "-m", "zoo", "verify", *args]))
-    if options.commit:
-        for path in results.commit([result for by_seed in runs.values() for result in by_seed.values()]):
-            print(f"wrote {path}")
-    return int(bool(failed))
+    failed = run_jobs(missing, at_once)
+    runs = {r: {s: x for s, x in finished(r, f).items() if s < seeds} for r, f in prints.items()}
+    return Verification(card, runs, failed)
 
 
 def finished(recipe: str, fingerprint: str) -> dict[int, Result]:
@@ -153,12 +177,11 @@ def _last_line(log: Path) -> str:
     return lines[-1][:200]
 
 
-def _report(card: recipes.RecipeCard, runs: dict[str, dict[int, Result]], command: str) -> None:
+def _report(verified: Verification, command: str) -> None:
     from rich.table import Table
 
-    terminal = console()
-    method, baseline = runs[card.name], runs.get(card.baseline or "", {})
-    budgets = sorted({r.budget for by_seed in runs.values() for r in by_seed.values()})
+    terminal, card = console(), verified.card
+    budgets = sorted({r.budget for by_seed in verified.runs.values() for r in by_seed.values()})
     table = Table(
         title=f"{card.title or card.name} on {card.arena}: {', '.join(budgets) or 'no runs'}",
         title_justify="left",
@@ -166,8 +189,7 @@ def _report(card: recipes.RecipeCard, runs: dict[str, dict[int, Result]], comman
     )
     for column in ("claim", "statement", "metric", "against", "difference", "95 % interval", "pairs", "verdict"):
         table.add_column(column, overflow="fold", no_wrap=column in ("difference", "verdict"))
-    for claim in card.claim:
-        found = results.judge(claim, method, baseline)
+    for claim, found in verified.verdicts():
         interval = f"[{found.low:+.4f}, {found.high:+.4f}]" if found.pairs > 1 else "-"
         mean = f"{found.mean:+.4f}" if found.pairs else "-"
         against = claim.against or card.baseline or ""

@@ -10,7 +10,7 @@ from typing import Any
 from zoo.data.collections import CollectionPairs, Side
 from zoo.data.pairs import PairSource
 from zoo.data.text import Tokens
-from zoo.data.tokenizers import Row, Tokenizer, padded, words
+from zoo.data.tokenizers import Row, Tokenizer, padded, portable_words, words
 from zoo.errors import ZooError
 
 
@@ -106,6 +106,20 @@ class WordTokenizer(Tokenizer):
         instructions = " ".join(words(prefix) for prefix in self.prefixes.values()).split()  # known in any case
         numbered = dict.fromkeys([*instructions, *ranked])
         self.vocabulary = {word: i for i, word in enumerate(list(numbered)[: self.vocab_size - 4], start=4)}
+
+    def portable(self) -> Any:
+        from tokenizers import Tokenizer as Rust
+        from tokenizers.models import WordLevel
+        from tokenizers.processors import TemplateProcessing
+
+        special = {"[PAD]": self.PAD, "[START]": self.START, "[END]": self.END, "[UNK]": self.UNKNOWN}
+        found: Any = Rust(WordLevel({**special, **self.vocabulary}, unk_token="[UNK]"))
+        found.normalizer, found.pre_tokenizer = portable_words()
+        found.post_processor = TemplateProcessing(
+            single="[START] $A [END]", special_tokens=[("[START]", self.START), ("[END]", self.END)]
+        )
+        found.enable_padding(pad_id=self.PAD, pad_token="[PAD]")
+        return found
 
     def encode(self, texts: Sequence[str], length: int) -> list[Row]:
         found = []

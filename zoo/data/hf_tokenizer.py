@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,24 @@ class HFTokenizer(Tokenizer):
         self._tokenizer = load_pretrained(AutoTokenizer.from_pretrained, self.name, truncation_side="right")
         if not self._tokenizer.is_fast:
             raise ZooError(f"{self.name!r} has no fast tokenizer, whose offsets say where a prefix ends: name another")
+
+    def portable(self) -> Any:
+        from tokenizers import Tokenizer as Rust
+
+        if self.system is not None:
+            raise ZooError("a chat around each text cannot be written as a file of `tokenizers`")
+        found = Rust.from_str(self._tokenizer.backend_tokenizer.to_str())
+        found.enable_padding(pad_id=self.pad_id, pad_token=self._tokenizer.convert_ids_to_tokens(self.pad_id))
+        found.no_truncation()
+        return found
+
+    def padded_right(self) -> Any:
+        """A copy of the tokenizer of `transformers` that pads as rows are padded here."""
+        found = copy.deepcopy(self._tokenizer)
+        found.padding_side = "right"
+        if found.pad_token_id is None:
+            found.pad_token = found.convert_ids_to_tokens(self.pad_id)
+        return found
 
     @property
     def pad_id(self) -> int:

@@ -121,11 +121,18 @@ class ImageFolderPairs(PairDataset):
         paths: image files.
         labels: class of each.
         decode_size: side S of the square: the shorter side is resized to it, and the centre cut out.
+        columns: further columns of length N.
     """
 
-    def __init__(self, paths: Sequence[str], labels: Sequence[int], decode_size: int) -> None:
+    def __init__(
+        self,
+        paths: Sequence[str],
+        labels: Sequence[int],
+        decode_size: int,
+        columns: Mapping[str, np.ndarray] | None = None,
+    ) -> None:
         self.paths, self.decode_size = np.asarray(paths), decode_size
-        self.columns = {"label": np.asarray(labels, dtype=np.int64)}
+        self.columns = {"label": np.asarray(labels, dtype=np.int64), **(columns or {})}
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -202,4 +209,9 @@ def read_image(path: str, size: int) -> UInt8[np.ndarray, "3 S S"]:
 def _cut(n: int, val_fraction: float, split: Split) -> np.ndarray:
     order = np.random.default_rng(_SPLIT_SEED).permutation(n)
     n_val = round(n * val_fraction)
+    if not 0 < n_val < n:
+        raise ZooError(
+            f"val_fraction {val_fraction} of {n} training images leaves none to {'validate' if n_val <= 0 else 'train'} on: "
+            "set another --data.source.val_fraction"
+        )
     return np.sort(order[:n_val] if split == "val" else order[n_val:])

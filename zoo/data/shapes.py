@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from zoo.data.cache import cache_folder, save_array
+from zoo.data.cache import cache_folder, cached_arrays
 from zoo.data.images import ImagePairs
 from zoo.data.pairs import PairSource, Split
 
@@ -125,10 +126,10 @@ class Shapes(PairSource):
 
     def prepare(self, root: Path | None) -> None:
         for split in self.lengths:
-            self._cached(split, root)
+            self._images(split, root)
 
     def split(self, split: Split, root: Path | None) -> ImagePairs:
-        return ImagePairs(np.load(self._cached(split, root), mmap_mode="r"), self.labels(split))
+        return ImagePairs(self._images(split, root), self.labels(split))
 
     def draws(self, split: Split) -> Float[np.ndarray, "N P"]:
         """The uniform numbers that each image is made of; a longer split starts with the rows of a shorter one."""
@@ -192,12 +193,15 @@ class Shapes(PairSource):
         share = (self.texture * 0.45 * strength * (0.5 + 0.5 * wave))[:, None]
         return torch.lerp(colour[:, :, None, None], second, share)
 
-    def _cached(self, split: Split, root: Path | None) -> Path:
-        # The file's name carries everything that its contents depend on, this file's text included.
+    def _arguments(self) -> tuple[object, ...]:
+        return self.size, self.seed, tuple(self.scale), self.rotation, self.distractors, self.texture
+
+    def _images(self, split: Split, root: Path | None) -> np.ndarray:
+        # The file's name carries everything that its contents depend on, the text of the classes' files included.
         folder = cache_folder(root)
-        arguments = (self.size, self.seed, tuple(self.scale), self.rotation, self.distractors, self.texture)
-        identity = hashlib.sha256(repr((arguments, split, self.lengths[split])).encode() + Path(__file__).read_bytes())
-        path = folder / f"shapes-{split}-{identity.hexdigest()[:12]}.npy"
-        if not path.exists():
-            save_array(path, self.render(split))
-        return path
+        identity = hashlib.sha256(repr((self._arguments(), split, self.lengths[split])).encode())
+        for kind in type(self).__mro__:
+            if issubclass(kind, Shapes):
+                identity.update(Path(inspect.getfile(kind)).read_bytes())
+        path = folder / f"{self.name}-{split}-{identity.hexdigest()[:12]}.npy"
+        return cached_arrays([path], lambda: [self.render(split)])[0]

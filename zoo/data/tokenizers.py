@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import keyword
 import re
+import string
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -55,6 +56,14 @@ class Tokenizer(ABC):
     def encode(self, texts: Sequence[str], length: int) -> list[Row]:
         """Ids of each text, at most `length` of them, special tokens included; id 0 is the padding."""
 
+    def portable(self) -> Any:
+        """The same as a new `tokenizers.Tokenizer`, whose JSON file is read without zoo; prefixes and lengths aside.
+
+        Raises:
+            ZooError: there is none.
+        """
+        raise ZooError(f"{type(self).__name__} cannot be written as a file of `tokenizers`")
+
     def __call__(self, texts: Sequence[str], side: Side) -> Tokens:
         prefix = self.prefixes[side]
         rows = self.encode([prefix + text for text in texts] if prefix else texts, self.lengths[side])
@@ -79,6 +88,18 @@ def padded(rows: Sequence[Row], skipped: int | Sequence[int], pad_id: int = 0) -
     mask = at < lengths[:, None]
     pool = mask & (at >= torch.as_tensor(skipped, dtype=torch.int64).view(-1, 1))
     return Tokens(torch.from_numpy(ids), mask, torch.where(pool.any(1, keepdim=True), pool, mask))
+
+
+def portable_words() -> tuple[Any, Any]:
+    """Normaliser and pre-tokenizer of `tokenizers` that read texts as `words` does (but for letters like the Kelvin sign)."""
+    from tokenizers import Regex, normalizers, pre_tokenizers
+
+    # A blank where case says that a word begins; digits and signs are told apart after lower-casing.
+    starts = (
+        normalizers.Replace(Regex(f"(?<=[a-z]){c}|(?<=[A-Z]){c}(?=[a-z])"), f" {c}") for c in string.ascii_uppercase
+    )
+    normalizer = normalizers.Sequence([*starts, normalizers.Lowercase()])
+    return normalizer, pre_tokenizers.Split(Regex(r"[a-z]+|\d+|[^\sa-z\d_]"), "removed", invert=True)
 
 
 def _kind(token: str) -> str:
@@ -152,6 +173,14 @@ class CodeBPE(Tokenizer):
         for token, number in self._bpe.get_vocab().items():
             if number >= self.FIRST:
                 found[number] = self.TYPES.index(_kind(token))
+        return found
+
+    def portable(self) -> Any:
+        from tokenizers import Tokenizer as Rust
+
+        found = Rust.from_str(self._bpe.to_str())
+        found.normalizer, found.pre_tokenizer = portable_words()
+        found.enable_padding(pad_id=self.PAD, pad_token="[PAD]")
         return found
 
     def encode(self, texts: Sequence[str], length: int) -> list[Row]:

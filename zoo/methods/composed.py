@@ -18,6 +18,7 @@ from zoo.distributed import gather, gather_with_grad, rank
 from zoo.errors import ZooError
 from zoo.losses.scores import at_least_float32, normalize
 from zoo.methods.base import ContrastiveMethod
+from zoo.methods.towers import Tower, UnitNorm
 from zoo.negatives.candidates import Candidates
 from zoo.negatives.known import known_positives
 
@@ -177,6 +178,15 @@ class ComposedRetrieval(ContrastiveMethod):
         raw = self.embed_images(inputs)
         with torch.autocast(raw.device.type, enabled=False):
             return normalize(raw)
+
+    def towers(self) -> dict[str, Tower]:
+        note = "raw: a query is reference + text, with unit norm"
+        images, texts = self._tower("query"), self._tower("document")
+        return {
+            "document": Tower(images, UnitNorm(), side="document"),
+            "reference": Tower(images, note=note),
+            "text": Tower(texts, note=note),
+        }
 
     def validation_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         embeddings = self.embed_documents(batch.positive) if batch.anchor is None else self.embed_queries(batch.anchor)

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from zoo.errors import ZooError
+from zoo.losses.scores import normalize
 
 
 class ConvNet(nn.Module):
@@ -62,11 +63,32 @@ class TimmBackbone(nn.Module):
                 raise ZooError(f"small_images is for ResNets, and {name!r} has no max-pooling stem")
             model.conv1 = nn.Conv2d(3, model.conv1.out_channels, 3, padding=1, bias=False)
             model.maxpool = nn.Identity()
+        self.small_images = small_images
         self.model = model.to(memory_format=torch.channels_last)
         self.num_features: int = model.num_features
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
         return self.model(images.contiguous(memory_format=torch.channels_last))
+
+    def timm_model(self) -> nn.Module:
+        """The network itself, as `timm.create_model(name, num_classes=0)` makes it.
+
+        Raises:
+            ZooError: timm makes no such network.
+        """
+        if self.small_images:
+            raise ZooError("timm has no ResNet with the 3x3 stem of small_images")
+        return self.model
+
+
+class ParallelHeads(nn.Sequential):
+    """Heads side by side: their outputs, each of unit norm, in one row.
+
+    The cosine of two rows is then the mean of the heads' cosines, and a queue of rows is a queue for each head.
+    """
+
+    def forward(self, input: Float[Tensor, "B F"]) -> Float[Tensor, "B D"]:  # noqa: A002 - the base class's name
+        return torch.cat([normalize(head(input)) for head in self], 1)
 
 
 class ImageEncoder(nn.Module):
@@ -74,10 +96,12 @@ class ImageEncoder(nn.Module):
 
     Args:
         backbone: a module with `num_features` that maps images to features `[B, F]`.
-        dim: width D of the projection; 128 in SimCLR and MoCo.
+        dim: width of the projection, which is D of a single head; 128 in SimCLR and MoCo.
         hidden: width of the head's hidden layers; None takes the backbone's.
         layers: linear layers of the head: 0 (none), 1 (MoCo v1), 2 (MoCo v2, SimCLR v1), 3 (SimCLR v2).
         batch_norm: BN after each hidden layer of the head (SimCLR: yes, MoCo: no).
+        final_norm: BN without scale and shift after the head's last layer (GroCo).
+        heads: heads of this kind side by side, D = heads * dim (AMCL).
     """
 
     def __init__(
@@ -87,19 +111,15 @@ class ImageEncoder(nn.Module):
         hidden: int | None = None,
         layers: int = 2,
         batch_norm: bool = False,
+        final_norm: bool = False,
+        heads: int = 1,
     ) -> None:
         super().__init__()
         features: int = backbone.num_features  # type: ignore[assignment]
-        hidden = hidden or features
-        self.backbone, self.dim = backbone, dim if layers else features
-        widths = [features, *[hidden] * (layers - 1), dim]
-        head: list[nn.Module] = []
-        for i in range(layers):
-            last = i == layers - 1
-            head.append(nn.Linear(widths[i], widths[i + 1], bias=last or not batch_norm))
-            if not last:
-                head += [nn.BatchNorm1d(hidden), nn.ReLU(True)] if batch_norm else [nn.ReLU(True)]
-        self.head = nn.Sequential(*head)
+        widths = [features, *[hidden or features] * (layers - 1), dim][: layers + 1]
+        self.backbone, self.dim = backbone, heads * widths[-1]
+        made = [_head(widths, batch_norm, final_norm) for _ in range(heads)]
+        self.head = made[0] if heads == 1 else ParallelHeads(*made)
 
     def features(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B F"]:
         """What evaluation and downstream tasks use: the backbone's output."""
@@ -107,6 +127,20 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
         return self.head(self.features(images))
+
+
+def _head(widths: list[int], batch_norm: bool, final_norm: bool) -> nn.Sequential:
+    """Linear layers from width to width; a bias that BN would take away again is left out."""
+    layers: list[nn.Module] = []
+    for i, (before, after) in enumerate(itertools.pairwise(widths), 1):
+        last = i == len(widths) - 1
+        normalised = final_norm if last else batch_norm
+        layers.append(nn.Linear(before, after, bias=not normalised))
+        if normalised:
+            layers.append(nn.BatchNorm1d(after, affine=not last))
+        if not last:
+            layers.append(nn.ReLU(True))
+    return nn.Sequential(*layers)
 
 
 class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -120,7 +154,7 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
     """
 
     def __init__(self, like: nn.modules.batchnorm._BatchNorm, splits: int) -> None:
-        super().__init__(like.num_features, like.eps, like.momentum)
+        super().__init__(like.num_features, like.eps, like.momentum, affine=like.affine)
         self.load_state_dict(like.state_dict())
         self.splits = splits
 

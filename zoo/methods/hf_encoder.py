@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
+from collections.abc import Sequence
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from zoo.data.collections import Side
+from zoo.data.hf_tokenizer import HFTokenizer
 from zoo.data.text import Tokens
+from zoo.data.tokenizers import Tokenizer
 from zoo.errors import ZooError
 from zoo.losses.scores import at_least_float32
+from zoo.methods.pooling import first_token, last_token, masked_mean
 from zoo.methods.text_encoders import POOLING
 from zoo.pretrained import load_pretrained
 from zoo.recipes import suggest
+
+_POOLING: dict[Any, Any] = {
+    masked_mean: "mean",
+    first_token: "cls",
+    last_token: "lasttoken",
+}  # what sentence-transformers calls them
 
 
 class HFEncoder(nn.Module):
@@ -33,6 +46,8 @@ class HFEncoder(nn.Module):
     Raises:
         ZooError: the model cannot be loaded, has no such setting, keeps its causal mask, or `peft` is missing.
     """
+
+    reads = "texts"
 
     def __init__(
         self,
@@ -85,6 +100,34 @@ class HFEncoder(nn.Module):
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "B D"]:
         return self.pooling(self.hidden(tokens), tokens.pool)
+
+    def sentence_transformers(self, tokenizer: Tokenizer, sides: Sequence[Side]) -> list[Any]:
+        """The same as modules of `sentence-transformers`, adapters merged; arguments as `TokenBag`'s.
+
+        Raises:
+            ZooError: pooling, tokenizer or half of an architecture that `sentence-transformers` does not have.
+        """
+        from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+        if self.pooling not in _POOLING:
+            raise ZooError(f"it has no {type(self.pooling).__name__}")
+        if not isinstance(tokenizer, HFTokenizer) or tokenizer.system is not None:
+            raise ZooError("it reads texts by a tokenizer of transformers, without a chat around each")
+        if self.model.config.is_encoder_decoder:
+            raise ZooError("it loads no encoder half of an encoder-decoder")
+        model = self.model
+        if hasattr(model, "merge_and_unload"):
+            model = copy.deepcopy(model).merge_and_unload()
+        lengths: Any = {f"{side}_length": tokenizer.lengths[side] for side in sides}
+        with TemporaryDirectory() as folder:
+            model.save_pretrained(folder)
+            tokenizer.padded_right().save_pretrained(folder)
+            # Half-precision weights would be widened or not by the library's own rule.
+            options = {"model_kwargs": {"dtype": model.dtype}}
+            transformer = Transformer(folder, max_seq_length=max(lengths.values()), **lengths, **options)
+        # The first token is the first of the prompt, where there is one.
+        pools_all = self.pooling is first_token or not any(tokenizer.prefixes[side] for side in sides)
+        return [transformer, Pooling(self.dim, _POOLING[self.pooling], include_prompt=pools_all)]
 
 
 def _config(name: str, changes: dict[str, Any]) -> Any:

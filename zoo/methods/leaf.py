@@ -16,6 +16,7 @@ from zoo.losses.regression import EmbeddingRegression
 from zoo.losses.scores import normalize
 from zoo.methods.dual import DualEncoder, Encoded, pair_embeddings
 from zoo.methods.guides import load_encoder
+from zoo.methods.towers import Tower, UnitNorm
 from zoo.negatives.blocks import join, score_blocks
 
 
@@ -68,6 +69,10 @@ class EmbeddingDistillation(DualEncoder):
         raw = self.project(self.encoder(inputs))
         with torch.autocast(raw.device.type, enabled=False):
             return normalize(raw)
+
+    def towers(self) -> dict[str, Tower]:
+        """The student's."""
+        return {side: Tower(self.encoder, self.project, UnitNorm(), side=side) for side in ("query", "document")}
 
     def embed_teacher(self, inputs: Any) -> Float[Tensor, "B D"]:
         """The teacher's unit-norm vectors."""

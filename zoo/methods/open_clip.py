@@ -45,6 +45,8 @@ class TextTower(nn.Module):
         pad_id: what fills the rest of the context, which `open_clip`'s own transformers want; None leaves rows as they are.
     """
 
+    reads = "texts"
+
     def __init__(self, text: nn.Module, context: int, pad_id: int | None) -> None:
         super().__init__()
         self.text, self.context, self.pad_id = text, context, pad_id

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - its usual name
 
+from zoo.data.collections import Side
 from zoo.data.text import Tokens
+from zoo.data.tokenizers import Tokenizer
+from zoo.errors import ZooError
 from zoo.methods.pooling import first_token, last_token, masked_mean
 
 POOLING = {"mean": masked_mean, "first": first_token, "last": last_token}
@@ -23,6 +27,8 @@ class TokenBag(nn.Module):
         dim: width of the embeddings.
     """
 
+    reads = "texts"
+
     def __init__(self, vocab_size: int = 8192, dim: int = 256) -> None:
         super().__init__()
         self.dim = dim
@@ -30,8 +36,34 @@ class TokenBag(nn.Module):
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
 
     def forward(self, tokens: Tokens) -> Float[Tensor, "B D"]:
+        if torch.compiler.is_exporting():  # a graph for any batch has no such operator
+            return masked_mean(self.embedding(tokens.ids), tokens.pool & (tokens.ids != 0))
         ids = tokens.ids.where(tokens.pool, 0)
         return F.embedding_bag(ids, self.embedding.weight, mode="mean", padding_idx=0)
+
+    def sentence_transformers(self, tokenizer: Tokenizer, sides: Sequence[Side]) -> list[Any]:
+        """The same as modules of `sentence-transformers`.
+
+        Args:
+            tokenizer: the run's.
+            sides: whose inputs they are to read, each cut at its own length.
+
+        Raises:
+            ZooError: prefixes are read but not pooled, or the tokenizer exists in zoo alone.
+        """
+        from sentence_transformers.base.modules import Router
+        from sentence_transformers.sentence_transformer.modules import StaticEmbedding
+
+        if any(tokenizer.prefixes[side] for side in sides):
+            raise ZooError("a bag of tokens pools all of a text there, and this one leaves prefixes out")
+        bags = {}
+        for side in sides:
+            rust = tokenizer.portable()
+            rust.enable_truncation(tokenizer.lengths[side])
+            bags[side] = [StaticEmbedding(rust, self.embedding.weight.detach().clone())]
+        if len({tokenizer.lengths[side] for side in sides}) == 1:
+            return bags[sides[0]]
+        return [Router.for_query_document(bags["query"], bags["document"])]
 
 
 class TextTransformer(nn.Module):
@@ -48,6 +80,8 @@ class TextTransformer(nn.Module):
         causal: tokens see earlier ones only, as in a decoder.
         dropout: in attention and feed-forward parts.
     """
+
+    reads = "texts"
 
     def __init__(
         self,

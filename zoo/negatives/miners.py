@@ -218,7 +218,7 @@ def mine(
     queries: Float[Tensor, "Q D"],
     documents: Float[Tensor, "N D"],
     k: int,
-    known: Int[np.ndarray, "Q *P"] | Int[Tensor, "Q *P"] | None = None,
+    known: np.ndarray | Tensor | None = None,
     rules: Rules | None = None,
     index: Literal["exact", "hnsw", "ivf"] = "exact",
 ) -> NegativeTable:
@@ -228,7 +228,7 @@ def mine(
         queries: their embeddings.
         documents: on the same device.
         k: negatives per query, before the rules.
-        known: numbers of each query's known positives, -1 padded where they are several; None knows of none.
+        known: numbers of each query's known positives, `[Q]`, or `[Q, P]` and -1 padded; None knows of none.
         rules: which of the negatives stay; None keeps all.
         index: as in `EmbeddingMiner`.
 

@@ -1,0 +1,83 @@
+"""Accuracy where classes have many training images, and where they have few."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+
+from zoo.callbacks.probes import _Collector, knn_predict
+
+SHOTS = ("many", "medium", "few")
+
+
+def shot_groups(
+    counts: Int[np.ndarray, " C"], edges: tuple[int, int] | None = None
+) -> dict[str, Int[np.ndarray, " _"]]:
+    """Classes by how many training images they have.
+
+    Args:
+        counts: training images of each class.
+        edges: "many" has more than the first number, "few" less than the second ((100, 20) on ImageNet-LT); None splits
+            the classes, by rank, into thirds.
+
+    Returns:
+        Classes of "many", "medium" and "few", possibly none.
+    """
+    if edges is None:
+        thirds = np.array_split(np.argsort(-counts, kind="stable"), 3)
+        return dict(zip(SHOTS, thirds, strict=True))
+    many, few = counts > edges[0], counts < edges[1]
+    return {name: np.flatnonzero(rows) for name, rows in zip(SHOTS, (many, ~many & ~few, few), strict=True)}
+
+
+class RareClasses(_Collector):
+    """`eval/accuracy` of a classifier, and on the test split `test/accuracy` and that of `..._many`, `..._medium` and
+    `..._few`; of an encoder without classes the kNN probe's `eval/knn_few`, `test/knn_many`, ... instead.
+
+    Args:
+        edges: as in `shot_groups`.
+        k: neighbours of the kNN probe.
+        temperature: of its votes.
+    """
+
+    def __init__(self, edges: tuple[int, int] | None = None, k: int = 20, temperature: float = 0.07) -> None:
+        super().__init__()
+        self.edges, self.k, self.temperature = edges, k, temperature
+
+    def on_validation_epoch_start(self, trainer, pl_module) -> None:
+        self._start()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs: Any, batch, batch_idx, dataloader_idx=0) -> None:
+        found = outputs.get("predicted")
+        self._collect(outputs if found is None else {"features": found}, batch, dataloader_idx)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer, pl_module) -> None:
+        if trainer.sanity_checking:
+            return self._start()
+        return self._log(trainer, pl_module, "eval")
+
+    def on_test_epoch_end(self, trainer, pl_module) -> None:
+        self._log(trainer, pl_module, "test")
+
+    def _log(self, trainer: Any, pl_module: Any, split: str) -> None:
+        (references, labels), (queries, truth) = self._sets()
+        name = "accuracy" if queries.ndim == 1 else "knn"
+        if name == "knn":
+            queries = knn_predict(queries, references, labels, self.k, self.temperature)
+        right = (queries == truth).double()
+        found = {f"{split}/accuracy": right.mean()} if name == "accuracy" else {}
+        columns = trainer.datamodule.train_pairs.columns
+        trained = columns.get("group", columns.get("label"))
+        counts = np.bincount(trained, minlength=int(labels.max()) + 1)
+        for shot, classes in shot_groups(counts, self.edges).items():
+            rows = torch.isin(truth, torch.as_tensor(classes, device=truth.device))
+            if rows.any():
+                found[f"{split}/{name}_{shot}"] = right[rows].mean()
+        pl_module.log_dict({key: value.float() for key, value in found.items()})
