@@ -35,31 +35,32 @@ sys.path.insert(0, str(folder))  # where the loss will lie; on the command line:
 # ## The part
 #
 # A loss is a function of scores: positives `[B, P]`, negatives `[B, M]`, and a mask or weight of the negatives, which it has to
-# respect. This one asks the positive to win by a margin, as face recognition does (additive margin softmax: Wang et al. 2018,
-# arXiv 1801.05599).
+# respect. This one adds a pull to InfoNCE that does not fade when the positive has won: the alignment of Wang and Isola 2020
+# (arXiv 2005.10242), the squared distance of positives on the sphere.
 
 # %%
-loss = '''"""InfoNCE with a margin."""
+loss = '''"""InfoNCE with a constant pull."""
 
 from torch import nn
 
 from zoo.losses import info_nce
 
 
-class MarginInfoNCE(nn.Module):
-    """The positive has to beat its negatives by `margin`.
+class PullInfoNCE(nn.Module):
+    """InfoNCE, plus the mean squared distance of positives.
 
     Args:
         temperature: of the softmax.
-        margin: taken from the positive's score.
+        pull: weight of the distance.
     """
 
-    def __init__(self, temperature: float = 0.1, margin: float = 0.2) -> None:
+    def __init__(self, temperature: float = 0.1, pull: float = 5.0) -> None:
         super().__init__()
-        self.temperature, self.margin = temperature, margin
+        self.temperature, self.pull = temperature, pull
 
     def forward(self, positives, negatives, weight=None):
-        return info_nce(positives - self.margin, negatives, weight, self.temperature)
+        distance = (2 - 2 * positives).mean()
+        return info_nce(positives, negatives, weight, self.temperature) + self.pull * distance
 '''
 (folder / "my_losses.py").write_text(loss)
 print(loss)
@@ -72,8 +73,8 @@ print(loss)
 
 # %%
 card = """recipe:
-  title: Margin InfoNCE
-  idea: the positive has to win by a margin
+  title: InfoNCE with a pull
+  idea: positives are drawn together also when they have won
   baseline: simclr
   claim:
     - part: mechanism
@@ -87,29 +88,29 @@ card = """recipe:
 model:
   class_path: zoo.SiameseContrast
   init_args:
-    loss: {class_path: my_losses.MarginInfoNCE, init_args: {margin: 0.2}}
+    loss: {class_path: my_losses.PullInfoNCE, init_args: {pull: 5.0}}
 """
 (folder / "recipes" / "ssl").mkdir(parents=True)
-(folder / "recipes" / "ssl" / "margin.yaml").write_text(card)
+(folder / "recipes" / "ssl" / "pull.yaml").write_text(card)
 print(card)
 
 # %% [markdown]
 # ## Run it
 #
-# A budget of some seconds; `python -m zoo fit margin` takes the family's. Every option is there without another line, the new loss's
-# own too: `--model.loss.margin 0.1`.
+# A budget of some seconds; `python -m zoo fit pull` takes the family's. Every option is there without another line, the new loss's
+# own too: `--model.loss.pull 2`.
 
 # %%
 budget = {
-    "max_epochs": 5,
-    "check_val_every_n_epoch": 5,
+    "max_epochs": 6,
+    "limit_val_batches": 0,
     "data.batch_size": 64,
     "data.source.n_train": 640,
     "data.source.n_val": 100,
-    "data.source.n_test": 500,
+    "data.source.n_test": 400,
 }
 with capture_output():
-    run = zoo.fit("margin", seed=0, enable_progress_bar=False, **budget)
+    run = zoo.fit("pull", seed=0, enable_progress_bar=False, **budget)
 pd.Series(run.metrics).filter(regex="test/|scores/").round(3).to_frame("seed 0")
 
 # %% [markdown]
@@ -117,19 +118,19 @@ pd.Series(run.metrics).filter(regex="test/|scores/").round(3).to_frame("seed 0")
 #
 # Method and baseline with seeds 0 to 2. The difference of each pair of runs with one seed counts, with the 95 % interval of the
 # mean. `zoo.verify` makes the runs that are missing, each in a process of its own; made in this process first, as here, they save
-# the time to start. On the command line `python -m zoo verify margin` does it all, with five seeds.
+# the time to start. On the command line `python -m zoo verify pull` does it all, with five seeds.
 
 # %%
 with capture_output():
-    for recipe, seed in [("simclr", 0), ("margin", 1), ("simclr", 1), ("margin", 2), ("simclr", 2)]:
+    for recipe, seed in [("simclr", 0), ("pull", 1), ("simclr", 1), ("pull", 2), ("simclr", 2)]:
         zoo.fit(recipe, seed=seed, enable_progress_bar=False, **budget)
-    verdicts = zoo.verify("margin", seeds=3, **budget)
+    verdicts = zoo.verify("pull", seeds=3, **budget)
 pd.DataFrame(verdicts)[["part", "statement", "metric", "against", "mean", "low", "high", "pairs", "verdict"]].round(4)
 
 # %% [markdown]
 # *Confirmed* means that the whole interval lies where the claim says, *refuted* that it lies short of it, *inconclusive* that
-# the seeds cannot tell. Three seeds and so short a budget can settle a mechanism; quality needs more of both, and a margin tuned
-# on the validation split.
+# the seeds cannot tell. Three seeds and so short a budget can settle a mechanism; quality needs more of both, and a pull tuned on the
+# validation split.
 #
 # ## Beside all others
 #
@@ -137,5 +138,5 @@ pd.DataFrame(verdicts)[["part", "statement", "metric", "against", "mean", "low",
 
 # %%
 board = zoo.leaderboard()
-mine = board[board.budget == board.budget[board.recipe == "margin"].iloc[0]]
+mine = board[(board.budget == board.budget[board.recipe == "pull"].iloc[0]) & board.verdict.notna()]
 mine[["recipe", "part", "metric", "mean", "ci95", "seeds", "baseline", "delta", "verdict"]].round(3)

@@ -121,8 +121,10 @@ def test_inputs_that_no_tower_reads(runs, recipe, inputs, tower, message):
 
 
 def test_run_exports(runs, tmp_path):
-    folder = runs.run("conv").export("torch", tmp_path / "out")
+    folder = runs.run("resnet").export("timm", tmp_path / "out")
     assert folder == tmp_path / "out" and (folder / "README.md").exists()
+    with pytest.raises(ZooError, match="is there already"):
+        runs.run("resnet").export("timm", tmp_path / "out")
 
 
 def test_verify_and_leaderboard(runs):

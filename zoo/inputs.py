@@ -103,7 +103,8 @@ def _image(item: Any, height: int, width: int) -> UInt8[Tensor, "3 H W"]:
                 item = file.convert("RGB")
         elif isinstance(item, np.ndarray):
             item = Image.fromarray(item)
-        fitted = ImageOps.fit(item.convert("RGB"), (width, height), Image.Resampling.BICUBIC)
+        picture: Any = item
+        fitted = ImageOps.fit(picture.convert("RGB"), (width, height), Image.Resampling.BICUBIC)
     except (OSError, SyntaxError, TypeError, ValueError, AttributeError) as error:
         what = str(item) if isinstance(item, str | Path) else type(item).__name__
         raise ZooError(f"cannot read {what} as an image: pass a file, a PIL image, or 8-bit [H, W, 3]") from error

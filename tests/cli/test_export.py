@@ -23,17 +23,16 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # of the libraries that write
 IMAGES = torch.randint(0, 256, (3, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
 CASES = [
     ("resnet", "timm"),
-    ("resnet", "onnx"),
-    ("resnet", "torch"),
+    ("conv", "onnx"),
     ("conv", "torch"),
     ("bag", "sentence-transformers"),
     ("bag", "onnx"),
-    ("small", "torch"),
     ("bert", "sentence-transformers"),
-    ("bert", "torch"),
     ("clip", "open_clip"),
-    ("clip", "onnx"),
 ]
+SLOW = [("small", "torch"), ("bert", "torch"), ("clip", "onnx"), ("bert", "onnx"), ("resnet", "onnx")]
+CASES += [pytest.param(*case, marks=pytest.mark.slow) for case in SLOW]
+NAMES = ["-".join(getattr(case, "values", case)) for case in CASES]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +78,7 @@ def close(ours, theirs):
     torch.testing.assert_close(torch.as_tensor(np.asarray(theirs)).float(), ours, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize(("recipe", "to"), CASES, ids=["-".join(case) for case in CASES])
+@pytest.mark.parametrize(("recipe", "to"), CASES, ids=NAMES)
 def test_the_card_says_what_it_is_and_its_code_runs(exported, recipe, to, monkeypatch):
     run, folder = exported(recipe, to)
     text = (folder / "README.md").read_text()
@@ -154,7 +153,7 @@ def tokenized(folder, texts, length):
 def test_onnx_of_images_for_any_batch(exported):
     import onnxruntime as ort
 
-    run, folder = exported("resnet", "onnx")
+    run, folder = exported("conv", "onnx")
     session = ort.InferenceSession(str(folder / "encoder.onnx"))
     for n in (1, 2, 3):
         close(run.embed(IMAGES[:n]), session.run(None, {"images": IMAGES[:n].numpy()})[0])
@@ -169,6 +168,7 @@ def test_onnx_of_texts_for_any_batch_and_length(exported):
         close(run.embed(texts, "document"), session.run(None, tokenized(folder, texts, 12))[0])
 
 
+@pytest.mark.slow
 def test_onnx_of_both_towers(exported):
     import onnxruntime as ort
 
@@ -179,11 +179,10 @@ def test_onnx_of_both_towers(exported):
     close(run.embed(TEXTS), texts.run(None, {"ids": np.pad(ids, ((0, 0), (0, 20 - ids.shape[1])))})[0])
 
 
-@pytest.mark.parametrize("recipe", ["resnet", "conv"])
-def test_torch_of_images(exported, recipe):
+def test_torch_of_images(exported):
     from safetensors.torch import load_file
 
-    run, folder = exported(recipe, "torch")
+    run, folder = exported("conv", "torch")
     program = torch.export.load(folder / "encoder.pt2")
     for n in (1, 2, 3):
         close(run.embed(IMAGES[:n]), program.module()(images=IMAGES[:n]))
@@ -192,6 +191,7 @@ def test_torch_of_images(exported, recipe):
         assert torch.equal(weights[f"tower.{key}"], value)
 
 
+@pytest.mark.slow
 def test_torch_of_texts_reads_and_does_not_pool_the_instruction(exported):
     run, folder = exported("bert", "torch")
     for side, prefix in (("query", "read a file "), ("document", "")):
@@ -294,7 +294,7 @@ def test_mistakes_on_the_command_line_are_one_line(zoo, error_line, tmp_path, mo
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("recipe", "to"), CASES, ids=["-".join(case) for case in CASES])
+@pytest.mark.parametrize(("recipe", "to"), CASES, ids=NAMES)
 def test_cards_work_without_zoo(exported, recipe, to):
     _, folder = exported(recipe, to)
     code = f"import sys; sys.modules['zoo'] = None\n{code_of(folder)}"

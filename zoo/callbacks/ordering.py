@@ -33,7 +33,8 @@ def own_view(
     anchors = len(negatives) // pairs
     shared = negatives.shape[1] - negatives.shape[1] % (views * pairs)
     at = torch.arange(anchors, device=negatives.device)
-    return tuple(x[:, :shared].view(anchors, pairs, views, -1)[at, :, at].flatten(0, 1) for x in (negatives, mask))  # type: ignore[return-value]
+    scores, kept = (x[:, :shared].view(anchors, pairs, views, -1)[at, :, at].flatten(0, 1) for x in (negatives, mask))
+    return scores, kept
 
 
 class OrderStatistics(_EpochMeans):

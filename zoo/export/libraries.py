@@ -21,7 +21,7 @@ def to_timm(run: Run, folder: Path) -> Usage:
     import timm
     from timm.models import save_for_hf
 
-    towers = distinct(run.towers)
+    towers: dict[str, Any] = distinct(run.towers)
     code = ["import timm", "import torch", ""]
     notes: list[str] = []
     for name, tower in towers.items():
@@ -35,7 +35,7 @@ def to_timm(run: Run, folder: Path) -> Usage:
         shape = (3, size.height, size.width)
         given = {"input_size": shape, "mean": size.mean, "std": size.std, "crop_pct": 1.0, "num_classes": 0}
         model.pretrained_cfg = {**model.pretrained_cfg, **given}
-        save_for_hf(model, place, model_config={"num_classes": 0}, safe_serialization=True)
+        save_for_hf(model, str(place), model_config={"num_classes": 0}, safe_serialization=True)
         images = Scaled(size)(sample_images(size, 2))
         compare("timm", tower[0](images), timm.create_model(f"local-dir:{place}", pretrained=True).eval()(images))
         variable = "model" if len(towers) == 1 else name
@@ -72,7 +72,7 @@ def to_sentence_transformers(run: Run, folder: Path) -> Usage:
             raise unfit(run, to, str(error)) from None
 
     asymmetric = len(kept) > 1
-    chain = (
+    chain: Any = (
         [Router.for_query_document(modules("query"), modules("document"))]
         if asymmetric
         else modules(next(iter(towers)))

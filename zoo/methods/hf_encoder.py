@@ -118,13 +118,13 @@ class HFEncoder(nn.Module):
         model = self.model
         if hasattr(model, "merge_and_unload"):
             model = copy.deepcopy(model).merge_and_unload()
-        lengths: Any = {f"{side}_length": tokenizer.lengths[side] for side in sides}
+        lengths = {f"{side}_length": tokenizer.lengths[side] for side in sides}
         with TemporaryDirectory() as folder:
             model.save_pretrained(folder)
             tokenizer.padded_right().save_pretrained(folder)
             # Half-precision weights would be widened or not by the library's own rule.
-            options = {"model_kwargs": {"dtype": model.dtype}}
-            transformer = Transformer(folder, max_seq_length=max(lengths.values()), **lengths, **options)
+            options: Any = {"model_kwargs": {"dtype": model.dtype}, **lengths}
+            transformer = Transformer(folder, max_seq_length=max(lengths.values()), **options)
         # The first token is the first of the prompt, where there is one.
         pools_all = self.pooling is first_token or not any(tokenizer.prefixes[side] for side in sides)
         return [transformer, Pooling(self.dim, _POOLING[self.pooling], include_prompt=pools_all)]
