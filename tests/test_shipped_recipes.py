@@ -55,7 +55,9 @@ def fit(name):
         return main(["fit", name, *SMALL[family], *SHORT])
     queue = ["--model.queue_size", "64"] if "queue_size" in config(name)["model"].get("init_args", {}) else []
     tiny = TINY
-    if config(name)["data"]["source"]["class_path"] == "zoo.data.Imbalanced":  # of what it wraps; less would lack classes
+    if (
+        config(name)["data"]["source"]["class_path"] == "zoo.data.Imbalanced"
+    ):  # of what it wraps; less would lack classes
         tiny = [word.replace("data.source.", "data.source.source.") for word in TINY]
         tiny[tiny.index("64")] = "640"
     return main(["fit", name, "smoke", *tiny, *queue])
