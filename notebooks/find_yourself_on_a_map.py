@@ -35,7 +35,7 @@ from zoo.data.collections import fetch
 
 os.environ["WANDB_MODE"] = "disabled"
 os.environ["ZOO_RUNS"] = tempfile.mkdtemp()
-plt.rcParams.update({"figure.dpi": 80, "figure.constrained_layout.use": True, "image.interpolation": "nearest"})
+plt.rcParams.update({"figure.dpi": 72, "figure.constrained_layout.use": True, "image.interpolation": "nearest"})
 
 # %%
 names = {"infonce_geo": "random batches", "sample4geo": "Sample4Geo"}
@@ -88,7 +88,7 @@ embedded = {
 }
 figure = zoo.callbacks.RetrievalPanel(rows=6, k=3).draw(places, *embedded["sample4geo"])
 figure.set_size_inches(9, 4.8)
-figure.savefig(runs["sample4geo"].path / "panel.png", dpi=80)
+figure.savefig(runs["sample4geo"].path / "panel.png", dpi=64)
 display(Image(runs["sample4geo"].path / "panel.png"))
 
 # %% [markdown]
@@ -109,7 +109,7 @@ missed = missed[np.argsort(error["infonce_geo"][missed])]
 shown = [np.flatnonzero(error["infonce_geo"] == 0)[0], missed[0], missed[len(missed) * 3 // 4]]
 
 shades = plt.get_cmap("YlGnBu", 10)
-figure = plt.figure(figsize=(9.5, 7.2))
+figure = plt.figure(figsize=(8.5, 6.5))
 grid = figure.add_gridspec(3, 3, height_ratios=[0.5, 2, 2])
 for column, query in enumerate(shown):
     top = figure.add_subplot(grid[0, column])
@@ -119,7 +119,7 @@ for column, query in enumerate(shown):
         axis = figure.add_subplot(grid[row, column])
         values = scores[recipe][query]
         order = np.argsort(values)
-        size = 2 + 40 * values[order].clip(0) ** 2
+        size = 2 + 30 * values[order].clip(0) ** 2
         points = axis.scatter(*at[order].T, c=values[order], s=size, cmap=shades, vmin=0, vmax=1, linewidths=0)
         axis.scatter(*at[query], s=140, facecolors="none", edgecolors="#1b7f3b", linewidths=2.5)
         axis.scatter(*at[found[recipe][query]], s=60, marker="x", color="#b3261e", linewidths=2)
