@@ -86,8 +86,8 @@ embedded = {
     )
     for recipe, run in runs.items()
 }
-figure = zoo.callbacks.RetrievalPanel(rows=6, k=3).draw(places, *embedded["sample4geo"])
-figure.set_size_inches(9, 4.8)
+figure = zoo.callbacks.RetrievalPanel(rows=4, k=3).draw(places, *embedded["sample4geo"])
+figure.set_size_inches(9, 3.3)
 figure.savefig(runs["sample4geo"].path / "panel.png", dpi=64)
 display(Image(runs["sample4geo"].path / "panel.png"))
 

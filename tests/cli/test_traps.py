@@ -58,7 +58,7 @@ def test_jsonargparse_is_declared():
     [
         (["fti", "base"], "did you mean 'fit'?"),
         (["fit"], "which recipe?"),
-        (["fit", "bse"], "did you mean 'base'?"),
+        (["fit", "bse"], "did you mean 'base'"),
         (["fit", "base", "lnog"], "did you mean 'long'?"),
         (["fit", "base", "--model.temprature", "1"], "did you mean --model.temperature?"),
         (["fit", "base", "--model.init_args.temprature=1"], "did you mean --model.temperature?"),
