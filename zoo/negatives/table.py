@@ -159,14 +159,11 @@ class NegativeTable:
             ids, scores = (np.load(folder / name, mmap_mode="r") for name in (_IDS, _SCORES))
             positives = np.load(folder / _POSITIVES) if (folder / _POSITIVES).exists() else None
             table = cls(ids, scores, meta["provenance"], positives)
-            sound = table.fingerprint == meta["fingerprint"]
+            if table.fingerprint == meta["fingerprint"]:
+                return table
         except (OSError, ValueError, EOFError, TypeError, KeyError):
-            sound = False
-        if not sound:
-            raise ZooError(
-                f"the negative table at {folder} is damaged: its content is not what was saved; mine it again"
-            )
-        return table
+            pass  # as of another fingerprint
+        raise ZooError(f"the negative table at {folder} is damaged: its content is not what was saved; mine it again")
 
 
 def mine_random(n_anchors: int, n_candidates: int, k: int, seed: int = 0) -> NegativeTable:
