@@ -6,6 +6,8 @@ import logging
 import os
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,13 +50,8 @@ def export(run: Run, to: str, out: Path | None = None) -> Path:
     part = out.with_name(f".{out.name}.{os.getpid()}")
     part.mkdir(parents=True)
     try:
-        with warnings.catch_warnings(action="ignore"):  # what the libraries tell each other
-            before = logging.root.manager.disable
-            logging.disable(logging.WARNING)
-            try:
-                usage = getattr(import_module(f"zoo.export.{module}"), name)(run, part)
-            finally:
-                logging.disable(before)
+        with _quietly():
+            usage = getattr(import_module(f"zoo.export.{module}"), name)(run, part)
         write_card(run, to, usage, part / "README.md")
         if out.exists():
             out.rmdir()
@@ -62,6 +59,23 @@ def export(run: Run, to: str, out: Path | None = None) -> Path:
     finally:
         shutil.rmtree(part, ignore_errors=True)
     return out
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what the libraries tell each other."""
+    from transformers.utils import logging as bars
+
+    before, shown = logging.root.manager.disable, bars.is_progress_bar_enabled()
+    logging.disable(logging.WARNING)
+    bars.disable_progress_bar()
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        logging.disable(before)
+        if shown:
+            bars.enable_progress_bar()
 
 
 def check(to: str, out: Path) -> None:

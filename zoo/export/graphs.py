@@ -181,7 +181,11 @@ def _usage(
     torch.backends.mha.set_fastpath_enabled(False)  # it has operators that no graph has
     try:
         for name, graph in graphs(run).items():
-            loaded = write(graph, folder / f"{name}{suffix}")
+            try:
+                loaded = write(graph, folder / f"{name}{suffix}")
+            except Exception as error:  # tracing fails in as many ways as there are models
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise ZooError(f"{run.path} does not go to {to}: no graph can be made of {name} ({reason})") from error
             for rows in (slice(None), slice(1)):
                 some = {key: value[rows] for key, value in graph.samples.items()}
                 compare(to, graph.module(**some), loaded(**some))

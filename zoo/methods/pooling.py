@@ -25,7 +25,9 @@ def first_token(hidden: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Fl
 def last_token(hidden: Float[Tensor, "B L D"], mask: Bool[Tensor, "B L"]) -> Float[Tensor, "B D"]:
     """State of the last token of `mask`."""
     last = (mask * torch.arange(mask.shape[1], device=mask.device)).argmax(1)
-    return hidden[torch.arange(len(hidden), device=mask.device), last]
+    return hidden[
+        torch.arange(hidden.shape[0], device=mask.device), last
+    ]  # `len` would fix the batch in an exported graph
 
 
 class LatentAttentionPooling(nn.Module):
@@ -64,7 +66,7 @@ class LatentAttentionPooling(nn.Module):
         """The new state of each token, which depends on no other token."""
         q = self.to_q(self.norm(hidden)).unflatten(2, (self.heads, -1)).transpose(1, 2)
         kv = self.to_kv(self.latent_norm(self.latents)).unflatten(1, (2, self.heads, -1))
-        k, v = kv.permute(1, 2, 0, 3)[:, None].expand(-1, len(hidden), -1, -1, -1)
+        k, v = kv.permute(1, 2, 0, 3)[:, None].expand(-1, hidden.shape[0], -1, -1, -1)
         y = self.to_out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)) + hidden
         a, gate = self.mlp_in(self.mlp_norm(y)).chunk(2, 2)
         return self.mlp_out(a * F.gelu(gate)) + y
@@ -75,6 +77,6 @@ class LatentAttentionPooling(nn.Module):
         Raises:
             ValueError: a row has no token to pool.
         """
-        if not mask.any(1).all():
+        if not torch.compiler.is_exporting() and not mask.any(1).all():
             raise ValueError("a text has no token to pool (nothing but instruction or padding)")
         return masked_mean(self.tokens(hidden), mask)
