@@ -52,7 +52,10 @@ def config(name, *overlays):
 def fit(name):
     family = recipes.load_card(name).family
     if family != "ssl":
-        return main(["fit", name, *SMALL[family], *SHORT])
+        cases = (
+            ["--data.source.n_cases", "40"] if config(name)["data"]["source"]["class_path"] == "zoo.data.Scenes" else []
+        )
+        return main(["fit", name, *SMALL[family], *cases, *SHORT])
     queue = ["--model.queue_size", "64"] if "queue_size" in config(name)["model"].get("init_args", {}) else []
     tiny = TINY
     if (

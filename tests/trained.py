@@ -7,10 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
-from transformers import PreTrainedTokenizerFast
 
 import zoo
+from tests.data.words import save_words
 
 TEXTS = ["read a file and return its lines", "join two paths", "a red disk left of a blue ring", "x", "write lines"]
 DEFAULTS = """
@@ -80,14 +79,7 @@ class Trained:
         for split in ("train", "val", "test"):
             rows = [{"query": text, "positive": f"def {text.replace(' ', '_')}(): readLines2()"} for text in queries]
             (folder / "texts" / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-        words = Tokenizer(models.WordLevel({}, unk_token="[UNK]"))
-        words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-        special = ["[UNK]", "[PAD]", "[CLS]", "[SEP]"]
-        words.train_from_iterator(TEXTS, trainers.WordLevelTrainer(special_tokens=special))
-        ids = [(token, words.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-        words.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", ids)
-        names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-        PreTrainedTokenizerFast(tokenizer_object=words, **names).save_pretrained(folder / "words")
+        save_words(folder / "words", TEXTS)
         for name, text in {"_defaults": DEFAULTS, **RECIPES}.items():
             path = folder / "recipes" / f"{name}.yaml"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,7 +13,7 @@ from typing import Any
 from zoo import results, wandb_runs
 from zoo.commands import leaderboard
 from zoo.commands.leaderboard import Board
-from zoo.errors import ZooError
+from zoo.errors import ZooError, first_line
 from zoo.results import Result
 
 TITLE = "zoo leaderboard"
@@ -137,8 +137,7 @@ def _one_line() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # wandb has one for each way in which a server can refuse, not all of them public
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise ZooError(f"W&B did not take the leaderboard: {reason}") from error
+        raise ZooError(f"W&B did not take the leaderboard: {first_line(error)}") from error
 
 
 def _log_table(entity: str, project: str, rows: list[Any]) -> Any:

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+from tests.data.words import save_words
 from zoo.data import CodeBPE, HFTokenizer, Shapes, TextPairs, TextSource
 from zoo.errors import ZooError
 
@@ -30,16 +31,9 @@ class Source(TextSource):
 @pytest.fixture(scope="module")
 def bert(tmp_path_factory):
     """[CLS] text [SEP], a padding token, words; stored with padding and truncation on the left."""
-    words = Tokenizer(models.WordLevel({}, unk_token="[UNK]"))
-    words.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[UNK]", "[PAD]", "[CLS]", "[SEP]"]
-    words.train_from_iterator(TEXTS, trainers.WordLevelTrainer(special_tokens=special))
-    ids = [(token, words.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
-    words.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", ids)
     folder = tmp_path_factory.mktemp("bert")
-    names = {"unk_token": "[UNK]", "pad_token": "[PAD]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
     sides = {"padding_side": "left", "truncation_side": "left"}
-    PreTrainedTokenizerFast(tokenizer_object=words, **names, **sides).save_pretrained(folder)
+    save_words(folder, TEXTS, **sides)
     return folder
 
 

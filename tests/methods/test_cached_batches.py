@@ -10,8 +10,13 @@ from torch import nn
 
 from tests.methods.test_dual import cached_step, tokens
 from zoo.data.pairs import PairBatch
+from zoo.errors import ZooError
 from zoo.losses import InfoNCE
+from zoo.methods.batch_former import BatchFormerEncoder
 from zoo.methods.dual import DualEncoder
+from zoo.methods.encoders import ConvNet
+from zoo.methods.momentum import MomentumContrast
+from zoo.methods.siamese import SiameseContrast
 from zoo.methods.text_encoders import TokenBag
 
 
@@ -118,3 +123,68 @@ def test_memory_of_activations_does_not_grow_with_the_batch():
     per_row = 8 * 4 * 2 + 16  # embeddings, gradients and lengths, which grow with the batch, not with the encoder
     assert cached[1] - cached[0] <= 48 * per_row
     assert cached[1] < plain[1] / 3
+
+
+class Pictures(nn.Module):
+    """The image tower as the encoder of a siamese method."""
+
+    dim = 8
+
+    def __init__(self, norm=False, dropout=0.0):
+        super().__init__()
+        self.layers = nn.Sequential(*Towers(dropout).image, nn.BatchNorm1d(8) if norm else nn.Identity())
+
+    def forward(self, images):
+        return self.layers(images)
+
+
+def siamese(kind, encoder, **kwargs):
+    torch.manual_seed(0)
+    loss = InfoNCE(0.1, learn_temperature=True)
+    if kind == "moco":
+        return MomentumContrast(encoder, loss, 16, momentum=0.5, symmetric=True, **kwargs).double()
+    return SiameseContrast(encoder, loss, **kwargs).double()
+
+
+def views_of(rows):
+    batch = batch_of(rows)
+    other, third = batch.anchor.flip(3), batch.anchor.flip(2)
+    explicit = torch.randn(2 * rows, 3, 8, 8, generator=torch.Generator().manual_seed(1)).double()
+    keys = torch.arange(2 * rows).view(rows, 2) + 100
+    return batch.replace(
+        positive=other, views=(third,), negatives=explicit, negative_key=keys, negative_mask=keys > 101
+    )
+
+
+@pytest.mark.parametrize("kind", ["siamese", "moco"])
+@pytest.mark.parametrize("chunk", [1, 5, 100])
+def test_siamese_methods_in_chunks_give_the_whole_batchs_loss_and_gradients(kind, chunk):
+    found = []
+    for size in (None, chunk):
+        torch.manual_seed(0)
+        method = siamese(kind, Pictures(), cache_chunk=size)
+        found.append([x for x in gradients(method, views_of(6)) if x is not None])
+    assert len(found[0]) == len(found[1]) == 1 + 1 + 4
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+        assert b.abs().sum() > 0
+
+
+def test_batch_norm_sees_chunks_and_counts_them_once():
+    torch.manual_seed(0)
+    plain, cached = Pictures(norm=True, dropout=0.3), Pictures(norm=True, dropout=0.3)
+    cached.load_state_dict(plain.state_dict())
+    methods = siamese("siamese", plain), siamese("siamese", cached, cache_chunk=6)
+    whole = plain.forward
+    plain.forward = lambda images: torch.cat([whole(part) for part in images.split(6)])
+    first, second = (gradients(method, views_of(6)) for method in methods)
+    for a, b in zip(first, second, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-12)
+    for (name, a), b in zip(plain.state_dict().items(), cached.state_dict().values(), strict=True):
+        torch.testing.assert_close(a, b, msg=name)
+    assert cached.layers[-1].num_batches_tracked == 3 + 2  # chunks of three views, and of two negatives each
+
+
+def test_an_encoder_that_mixes_rows_takes_no_gradient_cache():
+    with pytest.raises(ZooError, match=r"BatchFormerEncoder mixes the rows of a batch: remove --model\.cache_chunk"):
+        siamese("siamese", BatchFormerEncoder(ConvNet(8), dim=8), cache_chunk=4)

@@ -45,8 +45,9 @@ class CodeProbes(pl.Callback):
 
     @torch.no_grad()
     def on_test_batch_end(self, trainer, pl_module: Any, outputs: Any, batch, batch_idx, dataloader_idx=0) -> None:
+        read = pl_module.read(batch.anchor, self.KINDS)
         for kind, probe in self.kinds.items():
-            probe._collect({"features": pl_module.read(batch.anchor, kind).float()}, batch, dataloader_idx)
+            probe._collect({"features": read[kind].float()}, batch, dataloader_idx)
         if dataloader_idx == 1:
             self.errors.append(pl_module.reconstruction_error(batch.anchor))
 

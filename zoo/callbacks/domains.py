@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from zoo.callbacks.probes import _Collector
+from zoo.callbacks.probes import SplitProbe
 from zoo.errors import ZooError
 from zoo.losses.scores import normalize
 
@@ -55,7 +55,7 @@ def balanced_rows(domains: Int[Tensor, " N"], per_domain: int) -> Int[Tensor, " 
     return torch.cat([order[domains[order] == kind][:n] for kind in kinds]).sort().values
 
 
-class DomainPurity(_Collector):
+class DomainPurity(SplitProbe):
     """How far features are sorted by domain: `eval/domain_purity`, `eval/class_purity`, `eval/domain_gap`; on the test
     split under `test/`.
 
@@ -90,24 +90,7 @@ class DomainPurity(_Collector):
         super()._collect(outputs, batch, loader)
         self._numbers[loader].append(batch.index)
 
-    def on_validation_epoch_start(self, trainer, pl_module) -> None:
-        self._start()
-
-    on_test_epoch_start = on_validation_epoch_start
-
-    def on_validation_batch_end(self, trainer, pl_module, outputs: Any, batch, batch_idx, dataloader_idx=0) -> None:
-        self._collect(outputs, batch, dataloader_idx)
-
-    on_test_batch_end = on_validation_batch_end
-
-    def on_validation_epoch_end(self, trainer, pl_module) -> None:
-        if not trainer.sanity_checking:
-            pl_module.log_dict({f"eval/{name}": value for name, value in self._metrics(trainer, "val").items()})
-
-    def on_test_epoch_end(self, trainer, pl_module) -> None:
-        pl_module.log_dict({f"test/{name}": value for name, value in self._metrics(trainer, "test").items()})
-
-    def _metrics(self, trainer: Any, split: Any) -> dict[str, float]:
+    def metrics(self, trainer: Any, split: Literal["val", "test"]) -> dict[str, float]:
         data = trainer.datamodule
         numbers = [torch.cat(self._numbers[i]) for i in (0, 1)]
         sets = data.source.evaluation(split, data.root)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import lightning.pytorch as pl
 import numpy as np
@@ -95,6 +96,31 @@ class _Collector(pl.Callback):
         sets = [tuple(torch.cat(x) for x in zip(*self._parts[i], strict=True)) for i in (0, 1)]
         self._start()
         return sets  # type: ignore[return-value]
+
+
+class SplitProbe(_Collector):
+    """Measures features of the validation split, `eval/...`, and of the test split, `test/...`, alike."""
+
+    def metrics(self, trainer: Any, split: Literal["val", "test"]) -> Mapping[str, float | Tensor]:
+        """What to log of the collected sets, without the prefix."""
+        raise NotImplementedError
+
+    def on_validation_epoch_start(self, trainer, pl_module) -> None:
+        self._start()
+
+    on_test_epoch_start = on_validation_epoch_start
+
+    def on_validation_batch_end(self, trainer, pl_module, outputs: Any, batch, batch_idx, dataloader_idx=0) -> None:
+        self._collect(outputs, batch, dataloader_idx)
+
+    on_test_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer, pl_module) -> None:
+        if not trainer.sanity_checking:
+            pl_module.log_dict({f"eval/{name}": value for name, value in self.metrics(trainer, "val").items()})
+
+    def on_test_epoch_end(self, trainer, pl_module) -> None:
+        pl_module.log_dict({f"test/{name}": value for name, value in self.metrics(trainer, "test").items()})
 
 
 class KNNProbe(_Collector):

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Int
+from torch import Tensor
 
-from zoo.callbacks.probes import _Collector, knn_predict
+from zoo.callbacks.probes import SplitProbe, knn_predict
+from zoo.data.pairs import labels_of
 
 SHOTS = ("many", "medium", "few")
 
@@ -33,7 +35,7 @@ def shot_groups(
     return {name: np.flatnonzero(rows) for name, rows in zip(SHOTS, (many, ~many & ~few, few), strict=True)}
 
 
-class RareClasses(_Collector):
+class RareClasses(SplitProbe):
     """`eval/accuracy` of a classifier, and on the test split `test/accuracy` and that of `..._many`, `..._medium` and
     `..._few`; of an encoder without classes the kNN probe's `eval/knn_few`, `test/knn_many`, ... instead.
 
@@ -47,37 +49,20 @@ class RareClasses(_Collector):
         super().__init__()
         self.edges, self.k, self.temperature = edges, k, temperature
 
-    def on_validation_epoch_start(self, trainer, pl_module) -> None:
-        self._start()
+    def _collect(self, outputs: dict[str, Tensor], batch: Any, loader: int) -> None:
+        super()._collect({"features": outputs.get("predicted", outputs["features"])}, batch, loader)
 
-    on_test_epoch_start = on_validation_epoch_start
-
-    def on_validation_batch_end(self, trainer, pl_module, outputs: Any, batch, batch_idx, dataloader_idx=0) -> None:
-        found = outputs.get("predicted")
-        self._collect(outputs if found is None else {"features": found}, batch, dataloader_idx)
-
-    on_test_batch_end = on_validation_batch_end
-
-    def on_validation_epoch_end(self, trainer, pl_module) -> None:
-        if trainer.sanity_checking:
-            return self._start()
-        return self._log(trainer, pl_module, "eval")
-
-    def on_test_epoch_end(self, trainer, pl_module) -> None:
-        self._log(trainer, pl_module, "test")
-
-    def _log(self, trainer: Any, pl_module: Any, split: str) -> None:
+    def metrics(self, trainer: Any, split: Literal["val", "test"]) -> dict[str, Tensor]:
         (references, labels), (queries, truth) = self._sets()
         name = "accuracy" if queries.ndim == 1 else "knn"
         if name == "knn":
             queries = knn_predict(queries, references, labels, self.k, self.temperature)
         right = (queries == truth).double()
-        found = {f"{split}/accuracy": right.mean()} if name == "accuracy" else {}
-        columns = trainer.datamodule.train_pairs.columns
-        trained = columns.get("group", columns.get("label"))
-        counts = np.bincount(trained, minlength=int(labels.max()) + 1)
+        found = {"accuracy": right.mean()} if name == "accuracy" else {}
+        trained = labels_of(trainer.datamodule.train_pairs.columns)
+        counts = np.bincount(() if trained is None else trained, minlength=int(labels.max()) + 1)
         for shot, classes in shot_groups(counts, self.edges).items():
             rows = torch.isin(truth, torch.as_tensor(classes, device=truth.device))
             if rows.any():
-                found[f"{split}/{name}_{shot}"] = right[rows].mean()
-        pl_module.log_dict({key: value.float() for key, value in found.items()})
+                found[f"{name}_{shot}"] = right[rows].mean()
+        return {key: value.float() for key, value in found.items()}

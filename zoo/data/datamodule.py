@@ -231,7 +231,6 @@ class _Fetcher(Dataset):
     def __getitem__(self, plan: BatchPlan) -> PairBatch:
         indices, dataset = plan.indices, self.dataset
         anchor, positive = dataset.fetch(indices)
-        group = dataset.column("group", indices)
         batch = PairBatch(
             anchor=self._tokens(anchor, "query"),
             positive=self._tokens(positive, "document"),
@@ -239,7 +238,7 @@ class _Fetcher(Dataset):
             anchor_key=dataset.keys("anchor", indices),
             positive_key=dataset.keys("positive", indices),
             known=dataset.column("known", indices),
-            group=group if group is not None else dataset.column("label", indices),
+            group=dataset.column("group" if "group" in dataset.columns else "label", indices),
             epoch=plan.epoch,
             number=plan.number,
         )

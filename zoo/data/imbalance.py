@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float, Int
 
-from zoo.data.pairs import PairDataset, PairSource, Split
+from zoo.data.pairs import PairDataset, PairSource, Split, labels_of
 from zoo.errors import ZooError
 
 Profile = Literal["linear", "exponential", "longtail"]
@@ -100,8 +100,8 @@ class Imbalanced(PairSource):
         pairs = self.source.split(split, root)
         if split != "train":
             return pairs
-        labels = np.asarray(pairs.columns.get("label", pairs.columns.get("group", [])))
-        if not len(labels) or labels.min() < 0:
+        labels = labels_of(pairs.columns)
+        if labels is None or not len(labels) or labels.min() < 0:
             raise ZooError(
                 f"{self.source.name} has no labels for its training pairs, by which they could be thinned out"
             )

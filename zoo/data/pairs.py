@@ -135,6 +135,11 @@ class PairDataset(Dataset, ABC):
         return torch.as_tensor(np.asarray(indices)) if keys is None else keys
 
 
+def labels_of(columns: Mapping[str, np.ndarray]) -> np.ndarray | None:
+    """Of a data set's columns the group of each pair, or else its class; None where there is neither."""
+    return columns.get("group", columns.get("label"))
+
+
 class PairSource(ABC):
     """A named data set with fixed splits: what a recipe's `data.source` is.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.data.text import Tokens
-from zoo.errors import ZooError
+from zoo.errors import ZooError, first_line
 from zoo.export.common import SAMPLES, Scaled, Usage, compare, pixels, sample_images
 from zoo.methods.towers import Tower, distinct
 from zoo.runs import Run
@@ -184,8 +184,8 @@ def _usage(
             try:
                 loaded = write(graph, folder / f"{name}{suffix}")
             except Exception as error:  # tracing fails in as many ways as there are models
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-                raise ZooError(f"{run.path} does not go to {to}: no graph can be made of {name} ({reason})") from error
+                why = first_line(error)
+                raise ZooError(f"{run.path} does not go to {to}: no graph can be made of {name} ({why})") from error
             for rows in (slice(None), slice(1)):
                 some = {key: value[rows] for key, value in graph.samples.items()}
                 compare(to, graph.module(**some), loaded(**some))

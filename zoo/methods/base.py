@@ -93,9 +93,12 @@ class ContrastiveMethod(pl.LightningModule):
             return self.encoder.encode_views(views)  # type: ignore[operator]
         encoded = []
         for _, alike in itertools.groupby(views, lambda view: view.shape):
-            same = list(alike)
-            encoded += self.encoder(torch.cat(same)).chunk(len(same))
+            encoded += self.encode_alike(list(alike))
         return encoded
+
+    def encode_alike(self, views: Sequence[Tensor]) -> Sequence[Float[Tensor, "N D"]]:
+        """`encode_views` for views of one size."""
+        return self.encoder(torch.cat(list(views))).chunk(len(views))
 
     @property
     def readings(self) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from zoo.data.pairs import PairBatch
+from zoo.data.pairs import PairBatch, labels_of
 from zoo.errors import ZooError
 from zoo.losses.scores import normalize
 from zoo.methods.base import ContrastiveMethod
+from zoo.methods.encoders import ImageEncoder
 
 
 class Classifier(ContrastiveMethod):
@@ -26,8 +27,7 @@ class Classifier(ContrastiveMethod):
 
     def setup(self, stage: str) -> None:
         data: Any = self.trainer.datamodule  # type: ignore[attr-defined]
-        columns = data.train_pairs.columns
-        labels = columns.get("group", columns.get("label"))
+        labels = labels_of(data.train_pairs.columns)
         if labels is None or labels.min() < 0:
             raise ZooError("the classifier needs labels, and this data set has none: choose another --data.source")
         if labels.max() >= self.encoder.dim:  # type: ignore[operator]
@@ -45,7 +45,5 @@ class Classifier(ContrastiveMethod):
             return self.report(self.loss(*scores), normalize(logits), scores)
 
     def validation_step(self, batch: PairBatch, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        return {
-            **super().validation_step(batch, batch_idx, dataloader_idx),
-            "predicted": self.encoder(batch.anchor).argmax(1),
-        }
+        features, encoder = self.features(batch.anchor), cast(ImageEncoder, self.encoder)
+        return {"features": features.float(), "predicted": encoder.head(features).argmax(1)}

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 
 from zoo.data.collections import Side
 from zoo.data.pairs import PairBatch
-from zoo.distributed import average_gradients, gather, gather_with_grad, rank, world_size
+from zoo.distributed import gather, gather_with_grad, rank
 from zoo.errors import ZooError
 from zoo.losses.lean import KeyMask
 from zoo.losses.nce import InfoNCE
 from zoo.losses.scores import at_least_float32, normalize
-from zoo.methods.base import ContrastiveMethod
+from zoo.methods.gradient_cache import CachedMethod
 from zoo.methods.towers import Tower, UnitNorm
 from zoo.negatives.blocks import Block, BlockName, PairEmbeddings, Vetting, join, score_blocks
 from zoo.negatives.candidates import Candidates
@@ -67,7 +66,7 @@ def pair_embeddings(encoded: Encoded, batch: PairBatch, grad: bool = True) -> Pa
     )
 
 
-class DualEncoder(ContrastiveMethod):
+class DualEncoder(CachedMethod):
     r"""Two-tower retrieval: query i against its document, the documents of the batch, and explicit hard negatives.
 
     $$\ell_i = -\log \frac{e^{s(q_i, p_i)/\tau}}{e^{s(q_i, p_i)/\tau} + \sum_{d \ne p_i} e^{s(q_i, d)/\tau}}$$
@@ -86,11 +85,8 @@ class DualEncoder(ContrastiveMethod):
         symmetric: average with the loss of documents against queries, in which explicit negatives have no part.
         vetting: filters and weights of candidates, in order.
         guide: embeds batches for those filters that ask another model: `forward(PairBatch) -> Encoded`, frozen.
-        cache_chunk: gradient cache (Gao et al. 2021, arXiv 2101.06983): encode so many inputs at a time, so that the
-            batch, and with it the number of negatives, is not limited by activations. Value and gradient are those of the
-            plain step, at the cost of a second forward pass. None encodes at once.
         lean: never hold the matrix of scores (`zoo.losses.lean_info_nce`); for InfoNCE over `qd` alone.
-        **kwargs: negatives modules, optimiser and schedule, as in `ContrastiveMethod`.
+        **kwargs: gradient cache, negatives modules, optimiser and schedule, as in `CachedMethod`.
     """
 
     def __init__(
@@ -103,7 +99,6 @@ class DualEncoder(ContrastiveMethod):
         symmetric: bool = False,
         vetting: Sequence[Vetting] = (),
         guide: nn.Module | None = None,
-        cache_chunk: int | None = None,
         lean: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -114,8 +109,7 @@ class DualEncoder(ContrastiveMethod):
         self.document_encoder, self.normalize, self.symmetric = document_encoder, normalize, symmetric
         self.blocks, self.vetting = tuple(blocks), nn.ModuleList(vetting)
         self.guide = None if guide is None else guide.requires_grad_(False)
-        self.cache_chunk, self.lean = cache_chunk, lean
-        self._cached: list[tuple[Any, Side, Tensor, Tensor, slice]] = []
+        self.lean = lean
 
     # Encoding
 
@@ -143,43 +137,14 @@ class DualEncoder(ContrastiveMethod):
 
     def encode(self, batch: PairBatch) -> Encoded:
         """Embeddings of a training batch; with a gradient cache they are leaves, and `backward` does the rest."""
-        embed = self._embed_cached if self.cache_chunk is not None and torch.is_grad_enabled() else self.embed
-        query, positive = embed(batch.anchor, "query"), embed(batch.positive, "document")
+        query, positive = self._embed_training(batch.anchor, "query"), self._embed_training(batch.positive, "document")
         if batch.negatives is None:
             return Encoded(query, positive, None)
-        return Encoded(query, positive, embed(batch.negatives, "document").view(len(query), -1, query.shape[1]))
+        negatives = self._embed_training(batch.negatives, "document")
+        return Encoded(query, positive, negatives.view(len(query), -1, query.shape[1]))
 
-    def _embed_cached(self, inputs: Any, side: Side) -> Float[Tensor, "B D"]:
-        chunk: Any = self.cache_chunk
-        parts, states = [], []
-        for start in range(0, len(inputs), chunk):
-            states.append(_rng_state(inputs))
-            with torch.no_grad():
-                parts.append(self.embed(inputs[start : start + chunk], side))
-        leaf = torch.cat(parts).requires_grad_()
-        for number, state in enumerate(states):
-            rows = slice(number * chunk, (number + 1) * chunk)
-            self._cached.append((inputs[rows], side, state, leaf, rows))
-        return leaf
-
-    def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:
-        super().on_train_batch_start(batch, batch_idx)
-        wrapped: Any = self.trainer.strategy.model
-        if self.cache_chunk is not None and hasattr(wrapped, "require_backward_grad_sync"):
-            wrapped.require_backward_grad_sync = False  # DDP expects one backward pass a step; `backward` sums for it
-
-    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
-        super().backward(loss, *args, **kwargs)
-        cached, self._cached = self._cached, []
-        if not cached:
-            return
-        for inputs, side, state, leaf, rows in cached:
-            with self.trainer.precision_plugin.forward_context(), _replayed(state, inputs):  # type: ignore[attr-defined]
-                embeddings = self.embed(inputs, side)
-            if leaf.grad is not None:
-                torch.autograd.backward(embeddings, leaf.grad[rows])
-        if world_size() > 1:
-            average_gradients(self.parameters())
+    def _embed_training(self, inputs: Any, side: Side) -> Float[Tensor, "B D"]:
+        return self.encode_cached(lambda rows: self.embed(rows, side), inputs)
 
     # Training
 
@@ -298,21 +263,3 @@ def _vetting_metrics(
             metrics["vetting/recall"] = hits / false.sum().clamp_min(1)
             metrics["vetting/precision"] = hits / removed.sum().clamp_min(1)
     return metrics
-
-
-def _device(inputs: Any) -> torch.device:
-    return inputs.device if isinstance(inputs, Tensor) else inputs.ids.device
-
-
-def _rng_state(inputs: Any) -> Tensor:
-    device = _device(inputs)
-    return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
-
-
-@contextmanager
-def _replayed(state: Tensor, inputs: Any) -> Iterator[None]:
-    """The random draws that followed `state`; afterwards the generator stands where it stood."""
-    device = _device(inputs)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.cuda.set_rng_state(state, device) if device.type == "cuda" else torch.set_rng_state(state)
-        yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -145,15 +146,18 @@ class MutualInformationMachine(ContrastiveMethod):
             return {**step, "terms": terms, "scale": log_scale.exp()}
 
     @torch.no_grad()
-    def read(self, images: Float[Tensor, "B 3 H W"], features_from: Features) -> Float[Tensor, "B F"]:
-        """Features of one kind."""
+    def read(self, images: Float[Tensor, "B 3 H W"], kinds: Sequence[Features]) -> dict[Features, Float[Tensor, "B _"]]:
+        """Features of several kinds, of one pass of the encoder."""
         mean, log_scale = self.posterior(images)
-        if features_from == "decoder":
-            return self.decoder.hidden(mean)
-        return mean if features_from == "mean" else sample(mean, log_scale)
+        made = {
+            "mean": lambda: mean,
+            "sample": lambda: sample(mean, log_scale),
+            "decoder": lambda: self.decoder.hidden(mean),
+        }
+        return {kind: made[kind]() for kind in kinds}
 
     def features(self, inputs: Any) -> Tensor:
-        return self.read(inputs, self.features_from)
+        return self.read(inputs, [self.features_from])[self.features_from]
 
     def reconstruction_error(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, " B"]:
         """Negative log-likelihood of each image given its mean code, in nats per pixel."""

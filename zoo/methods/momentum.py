@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from zoo.data.pairs import PairBatch
 from zoo.distributed import gather, shared_permutation, world_size
 from zoo.losses.scores import normalize
-from zoo.methods.base import ContrastiveMethod
 from zoo.methods.encoders import split_batch_norm
+from zoo.methods.gradient_cache import CachedMethod
 from zoo.negatives.candidates import Candidates, EmbeddingNegatives
 from zoo.negatives.queue import Queue
 
@@ -35,7 +35,7 @@ def queue_candidates(query: Float[Tensor, "B D"], key: Float[Tensor, "B D"], que
     return Candidates(normalize(query), normalize(key).detach(), queue.rows, queue.mask(keys))
 
 
-class MomentumContrast(ContrastiveMethod):
+class MomentumContrast(CachedMethod):
     r"""MoCo and its descendants: $q$ against its key $k$ and K queued keys.
 
     $\theta_k \leftarrow m\,\theta_k + (1-m)\,\theta_q$ before the key pass; $\ell = -\log \frac{e^{q \cdot k/\tau}}{e^{q \cdot
@@ -59,7 +59,7 @@ class MomentumContrast(ContrastiveMethod):
         bn_splits: parts of the batch with BN statistics of their own; 1 leaves BN alone.
         symmetric: average with the loss of the second view as the query (both keys are enqueued).
         negatives: as in `ContrastiveMethod`: hard-negative mixing, feature transformation, ...
-        **kwargs: optimiser and schedule, as in `ContrastiveMethod`.
+        **kwargs: gradient cache, optimiser and schedule, as in `CachedMethod`.
     """
 
     def __init__(
@@ -78,7 +78,7 @@ class MomentumContrast(ContrastiveMethod):
         # The copy precedes a possible compilation, which marks the module in place.
         own_copy: Any = getattr(encoder, "momentum_copy", None)
         key_encoder = own_copy() if own_copy else copy.deepcopy(encoder).requires_grad_(False)
-        super().__init__(encoder, loss, negatives, **kwargs)
+        super().__init__(encoder, loss, negatives=negatives, **kwargs)
         self.key_encoder, self.momentum, self.symmetric, self.bn_splits = key_encoder, momentum, symmetric, bn_splits
         self.queue = Queue(queue_size, encoder.dim)  # type: ignore[arg-type]
         self._pending: list[tuple[Tensor, Tensor]] = []

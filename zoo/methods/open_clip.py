@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from zoo.data.collections import Side
 from zoo.data.text import Tokens
-from zoo.errors import ZooError
+from zoo.errors import ZooError, first_line
 from zoo.losses.scores import at_least_float32
 from zoo.recipes import suggest
 
@@ -218,7 +218,7 @@ def _build(name: str, config: Mapping[str, Any], pretrained: str | Path | None) 
             clip = open_clip.create_model(name, pretrained=tag, force_custom_text=True, pretrained_text=False)
     except (OSError, RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise ZooError(
-            f"cannot build {name!r} ({_first_line(error)}): check the configuration, and the network if it names weights"
+            f"cannot build {name!r} ({first_line(error)}): check the configuration, and the network if it names weights"
         ) from error
     if file is not None:
         _load(clip, name, file)
@@ -237,7 +237,7 @@ def _load(clip: nn.Module, name: str, file: Path) -> None:
             state: Any = load_state_dict(str(file))
         except Exception:  # nor does a file that is none fail in one way
             raise ZooError(f"{file} is no checkpoint that open_clip can read: pass one of {name}") from error
-        reason = _misfit(clip.state_dict(), state) or _first_line(error)
+        reason = _misfit(clip.state_dict(), state) or first_line(error)
         raise ZooError(f"{file} does not fit {name}: {reason}; name the model that it was saved from") from error
 
 
@@ -295,7 +295,3 @@ def _quietly() -> Iterator[None]:
     finally:
         logging.disable(before)
         root.removeHandler(handler)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".:")

@@ -14,7 +14,7 @@ from zoo.data.pairs import PairBatch
 from zoo.distributed import gather, gather_with_grad, world_size
 from zoo.errors import ZooError
 from zoo.losses.scores import normalize
-from zoo.methods.base import ContrastiveMethod
+from zoo.methods.gradient_cache import CachedMethod
 from zoo.negatives.candidates import Candidates
 
 Scope = Literal["all", "same", "later"]
@@ -67,7 +67,7 @@ def in_batch_candidates(
     return Candidates(torch.cat([of[v] for v in anchors]), positive, shared, mask, more_positives=further)
 
 
-class SiameseContrast(ContrastiveMethod):
+class SiameseContrast(CachedMethod):
     r"""SimCLR and its descendants: all views through one encoder, every other view of the batch a negative.
 
     With $u$ the unit-norm embeddings of the 2B views and NT-Xent as loss,
@@ -86,7 +86,7 @@ class SiameseContrast(ContrastiveMethod):
         negatives_from: views whose rows are negatives, as in `in_batch_candidates`.
         positive_views: only the first ones are positives (multi-crop); None takes all.
         detach_candidates: the gradient flows through the queries only.
-        **kwargs: as in `ContrastiveMethod`.
+        **kwargs: as in `CachedMethod`.
     """
 
     def __init__(
@@ -106,10 +106,11 @@ class SiameseContrast(ContrastiveMethod):
         if len(batch) * world_size() == 1 and batch.negatives is None:
             raise ZooError("one pair has no negatives: raise --data.batch_size")
         views = self.encode_views([batch.anchor, batch.positive, *batch.views])
-        own = None if batch.negatives is None else self.encode_views([batch.negatives])[0].chunk(self.readings)[0]
+        explicit = None if batch.negatives is None else self.encode_views([batch.negatives])[0].chunk(self.readings)[0]
         with torch.autocast(views[0].device.type, enabled=False):
             n = self.positive_views or len(views)
             blocks = [block for block in (range(n), range(n, len(views))) if block]  # of anchors with as many positives
+            own = None if explicit is None else normalize(explicit).view(len(batch), -1, explicit.shape[1])
             steps = []
             for chosen in itertools.product(*(view.chunk(self.readings) for view in views)):
                 for anchors in blocks:
@@ -117,8 +118,7 @@ class SiameseContrast(ContrastiveMethod):
                         chosen, batch.anchor_key, self.detach_candidates, self.negatives_from, n, anchors
                     )
                     if own is not None and batch.negative_mask is not None:
-                        more = normalize(own).view(len(batch), -1, own.shape[1]).repeat(len(anchors), 1, 1)
-                        x = x.add_own(more, batch.negative_mask.repeat(len(anchors), 1))
+                        x = x.add_own(own.repeat(len(anchors), 1, 1), batch.negative_mask.repeat(len(anchors), 1))
                     steps.append((len(anchors), x.query, *self.loss_of(self.transform_candidates(x))))
             total = sum(anchors for anchors, *_ in steps)
             loss = torch.stack([loss * (anchors / total) for anchors, _, loss, _ in steps]).sum()
