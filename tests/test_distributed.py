@@ -18,6 +18,8 @@ from zoo.methods.distillation import Distillation, TeacherMargins, TeacherReward
 from zoo.methods.dual import DualEncoder, Encoded
 from zoo.methods.momentum import MomentumContrast
 from zoo.methods.siamese import SiameseContrast
+from zoo.negatives.miners import Rules, mine
+from zoo.search import top_k
 
 ROWS = {2: 6, 4: 8}  # processes: pairs in a batch
 K, WIDTH, DIM, STEPS, QUEUE = 2, 5, 4, 4, 8
@@ -166,10 +168,29 @@ def probe(rank, world):
     }  # fmt: skip
 
 
+def mined():
+    """A table, and how many queries this process searched for."""
+    draw = torch.Generator().manual_seed(7)
+    queries, documents = torch.randn(7, 5, generator=draw), torch.randn(30, 5, generator=draw)
+    searched = []
+
+    def spy(rows, *args):
+        searched.append(len(rows))
+        return top_k(rows, *args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("zoo.search.top_k", spy)
+        table = mine(queries, documents, 4, torch.arange(7), Rules(relative_margin=0.1))
+    return {"ids": torch.from_numpy(table.ids), "scores": torch.from_numpy(table.scores), "searched": sum(searched)}
+
+
 def worker(rank, folder, world):
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
-    found = {method: train(method, rank, world, ROWS[world]) for method in METHODS} | {"probe": probe(rank, world)}
+    found = {method: train(method, rank, world, ROWS[world]) for method in METHODS} | {
+        "probe": probe(rank, world),
+        "mined": mined(),
+    }
     torch.save(found, folder / f"{rank}.pt")
     dist.destroy_process_group()
 
@@ -243,6 +264,15 @@ def test_shuffled_keys_come_back_in_order(ranks):
     assert {tuple(row) for row in seen.tolist()} == {tuple(row) for row in whole.tolist()}
     halves = [{tuple(row) for row in x.tolist()} for x in (probes[0]["shuffled"], whole[: len(whole) // len(ranks)])]
     assert halves[0] != halves[1]  # images did change ranks
+
+
+def test_ranks_share_a_search_and_find_what_one_process_finds(ranks):
+    single = mined()
+    for rank in ranks:
+        assert torch.equal(rank["mined"]["ids"], single["ids"]) and torch.equal(
+            rank["mined"]["scores"], single["scores"]
+        )
+        assert rank["mined"]["searched"] == -(-7 // len(ranks)) < single["searched"] == 7
 
 
 def test_gather(ranks):

@@ -11,7 +11,7 @@ from importlib import import_module
 from zoo.errors import ZooError
 
 STAGES = ("fit", "validate", "test", "predict")
-COMMANDS = ("list", "show", "leaderboard", "verify", "attack", "export", "docs")
+COMMANDS = ("list", "show", "leaderboard", "verify", "attack", "export", "mine", "docs")
 HELP = """\
 usage: zoo COMMAND ...
 
@@ -22,6 +22,7 @@ usage: zoo COMMAND ...
   verify RECIPE [OVERLAY...]       method against its baseline over seeds: does the claim hold?
   attack RECIPE [RECIPE...]        recipes on poisoned training pairs: does a backdoor open?
   export RUN --to FORMAT           a trained model for timm, sentence-transformers, open_clip, onnx or torch
+  mine QUERIES.npy DOCUMENTS.npy   hard negatives from embeddings on disk, as a table for --data.table
   leaderboard                      results of local runs, and the committed ones; --html DIR writes them as a web page
   docs DIR                         pages of all methods, from recipes, docstrings and committed results
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.distributed as dist
@@ -36,6 +36,22 @@ def gather_with_grad(x: Tensor) -> Tensor:
     averaged over ranks (as DDP does), the result is the gradient of the mean over all anchors, without a further factor.
     """
     return x if world_size() == 1 else torch.cat(all_gather_with_gradient(x.contiguous()))
+
+
+@torch.no_grad()
+def shared_rows(work: Callable[[Tensor], tuple[Tensor, ...]], rows: Tensor) -> tuple[Tensor, ...]:
+    """What `work` makes of each of the rows, of which every rank does its share; all ranks return everything.
+
+    Args:
+        work: maps rows `[n, ...]` to tensors `[n, ...]`, row by row.
+        rows: the same on all ranks, which all have to call this.
+    """
+    if world_size() == 1:
+        return work(rows)
+    share = -(-len(rows) // world_size())
+    own = torch.arange(share, device=rows.device) + rank() * share
+    # Equal shares: the last row fills up.
+    return tuple(gather(found)[: len(rows)] for found in work(rows[own.clamp_max(len(rows) - 1)]))
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -33,8 +34,8 @@ def top_k(
     nor ids depend on the chunks. The more documents tie within the rough pass's error, the slower.
 
     Args:
-        queries: on the same device as the corpus; half precision is widened chunk by chunk.
-        corpus: the documents.
+        queries: on the device that searches; half precision is widened chunk by chunk.
+        corpus: the documents, there or elsewhere (a file in memory map): chunks are moved as they are scored.
         k: documents per query.
         query_chunk: queries scored at a time; memory grows with `query_chunk * corpus_chunk`.
         corpus_chunk: documents scored at a time.
@@ -56,13 +57,13 @@ def _search(q: Tensor, corpus: Tensor, k: int, corpus_chunk: int) -> tuple[Tenso
     norm = q.norm(dim=1).clamp_min(torch.finfo(q.dtype).tiny)
     unit = q / norm[:, None]
     # Shifting all documents changes no order, and what encoders have in common over documents need not be rounded.
-    center = at_least_float32(corpus[:corpus_chunk]).mean(0)
+    center = at_least_float32(corpus[:corpus_chunk].to(q.device)).mean(0)
     shift = unit @ center
     rough_q = unit.to(_rough_dtype(q.device)).T
     best, ids = q.new_empty(len(q), 0), torch.empty(len(q), 0, dtype=torch.int64, device=q.device)
     radius, start = center.norm(), 0
     for chunk in corpus.split(corpus_chunk):
-        c = at_least_float32(chunk)
+        c = at_least_float32(chunk.to(q.device))
         centered = c - center
         spread = centered.norm(dim=1)
         radius = torch.maximum(radius, spread.max())
@@ -144,25 +145,55 @@ def faiss_top_k(
     Raises:
         ZooError: `k` is not in 1 to N, or faiss is not installed.
     """
-    _check(k, corpus)
-    try:
-        import faiss
-    except ImportError:
-        raise ZooError("an approximate index needs faiss: pip install negatives-zoo[ann]") from None
-    n, dim = corpus.shape
-    inner = faiss.METRIC_INNER_PRODUCT
-    if index == "hnsw":
-        built = faiss.IndexHNSWFlat(dim, 32, inner)
-        built.hnsw.efConstruction, built.hnsw.efSearch = 80, max(128, 2 * k)
-    else:
-        cells = max(1, min(round(4 * n**0.5), n // 39))  # faiss asks for 39 points per cell to train
-        built = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, inner)
-        built.nprobe = max(8, cells // 16)
-    vectors, sought = (x.detach().float().cpu().contiguous().numpy() for x in (corpus, queries))
-    built.train(vectors)  # type: ignore[call-arg]
-    built.add(vectors)  # type: ignore[call-arg]
-    scores, ids = built.search(sought, k)  # type: ignore[call-arg]
-    return torch.from_numpy(scores).to(queries.device), torch.from_numpy(ids).to(queries.device)
+    return FaissIndex(corpus, k, index).top_k(queries, k)
+
+
+class FaissIndex:
+    """A built index of `faiss_top_k`, to search block by block. Arguments and errors as there."""
+
+    def __init__(self, corpus: Float[Tensor, "N D"], k: int, index: Literal["hnsw", "ivf"] = "hnsw") -> None:
+        _check(k, corpus)
+        try:
+            import faiss
+        except ImportError:
+            raise ZooError("an approximate index needs faiss: pip install negatives-zoo[ann]") from None
+        n, dim = corpus.shape
+        inner = faiss.METRIC_INNER_PRODUCT
+        if index == "hnsw":
+            self.built = faiss.IndexHNSWFlat(dim, 32, inner)
+            self.built.hnsw.efConstruction, self.built.hnsw.efSearch = 80, max(128, 2 * k)
+        else:
+            cells = max(1, min(round(4 * n**0.5), n // 39))  # faiss asks for 39 points per cell to train
+            self.built = faiss.IndexIVFFlat(faiss.IndexFlatIP(dim), dim, cells, inner)
+            self.built.nprobe = max(8, cells // 16)
+        vectors = _numpy(corpus)
+        self.built.train(vectors)  # type: ignore[call-arg]
+        self.built.add(vectors)  # type: ignore[call-arg]
+
+    def top_k(self, queries: Float[Tensor, "Q D"], k: int) -> tuple[Float[Tensor, "Q k"], Int64[Tensor, "Q k"]]:
+        """As `faiss_top_k`."""
+        scores, ids = self.built.search(_numpy(queries), k)  # type: ignore[call-arg]
+        return torch.from_numpy(scores).to(queries.device), torch.from_numpy(ids).to(queries.device)
+
+
+def _numpy(x: Tensor) -> np.ndarray:
+    return x.detach().float().cpu().contiguous().numpy()
+
+
+def recall(
+    found: Int64[Tensor, "Q k"], queries: Float[Tensor, "Q D"], corpus: Float[Tensor, "N D"], sample: int = 256
+) -> float:
+    """Share of the k nearest documents that an approximate search found, over a sample of its queries.
+
+    Args:
+        found: what it returned.
+        queries: the queries.
+        corpus: the documents.
+        sample: queries that are searched exactly, evenly spaced.
+    """
+    at = torch.linspace(0, len(queries) - 1, min(sample, len(queries)), device=queries.device).long()
+    _, exact = top_k(queries[at], corpus, found.shape[1])
+    return (found[at][:, :, None] == exact[:, None]).any(1).float().mean().item()
 
 
 def _check(k: int, corpus: Tensor) -> None:

@@ -23,8 +23,8 @@ from zoo.negatives.table import NegativeTable
 class RefreshNegatives(pl.Callback):
     """Re-encodes the training set, mines, and swaps the new table in: ANCE's refresh (arXiv 2007.00808).
 
-    All ranks share the encoding; rank 0 mines and saves the table in the run's folder, from where all read it, and a
-    `summary.txt` beside it. A resumed run finds it there. Logs what a refresh found: `refresh/seconds`,
+    All ranks share the encoding and the search; rank 0 saves the table in the run's folder, from where all read it, and
+    a `summary.txt` beside it. A resumed run finds it there. Logs what a refresh found: `refresh/seconds`,
     `refresh/jaccard` with the table before, `refresh/negative` and `refresh/positive` (mean scores), `refresh/rejected`
     (share that rules and known positives took).
 
@@ -104,8 +104,8 @@ class RefreshNegatives(pl.Callback):
         before, self.last_step = trainer.datamodule.table, step
         folder = self._folder(trainer, step)
         positive = (sides["query"][pairs.query_of] * sides["document"][pairs.document_of]).sum(1)
+        mined = self.miner.mine(pairs, embed)
         if rank() == 0:
-            mined = self.miner.mine(pairs, embed)
             mined.provenance[0] |= {"encoder": type(pl_module).__name__, "step": step}
             mined.save(folder)
             (folder / "summary.txt").write_text(summary(mined, positive.cpu().numpy()) + "\n")

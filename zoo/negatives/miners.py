@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from zoo.data.multi_task import TaskPairs
 from zoo.data.pair_rows import TextTriplets
 from zoo.data.pairs import PairDataset
 from zoo.data.text import TextPairs
+from zoo.distributed import shared_rows
 from zoo.errors import ZooError
 from zoo.losses.scores import at_least_float32
 from zoo.negatives.table import NegativeTable
@@ -193,6 +195,8 @@ class Bm25Miner(SearchMiner):
 class EmbeddingMiner(SearchMiner):
     """The nearest documents under a dense retriever: exact on the training device, or approximate through faiss.
 
+    The provenance of an approximate table holds the `recall` of its search, over a sample of queries.
+
     Args:
         depth: as in `SearchMiner`.
         rules: as in `Miner`.
@@ -210,8 +214,12 @@ class EmbeddingMiner(SearchMiner):
             raise ZooError("EmbeddingMiner needs an encoder: put it into a RefreshNegatives callback")
         queries, documents = embed("query"), embed("document")
         scores, ids = _nearest(queries, documents, self.depth, self.index)
-        positives = lowest_positive(queries, documents, pairs)
-        return ids.cpu().numpy(), scores.cpu().numpy(), positives, {"miner": "embedding", "index": self.index}
+        record = {"miner": "embedding", "index": self.index}
+        if self.index != "exact":
+            from zoo.search import recall
+
+            record["recall"] = recall(ids, queries, documents)
+        return ids.cpu().numpy(), scores.cpu().numpy(), lowest_positive(queries, documents, pairs), record
 
 
 def mine(
@@ -223,6 +231,8 @@ def mine(
     index: Literal["exact", "hnsw", "ivf"] = "exact",
 ) -> NegativeTable:
     """The `k` documents of greatest inner product with each query that are not known to be its positives.
+
+    In a process group all ranks have to call it, each with all embeddings, and share the search.
 
     Args:
         queries: their embeddings.
@@ -243,17 +253,16 @@ def mine(
     table = table.drop_positives(positives, np.arange(len(documents)))
     table = NegativeTable(table.ids[:, :k], table.scores[:, :k], table.provenance)
     rules = rules or Rules()
-    return rules.apply(table, None if known is None else _lowest(queries, documents, positives))
+    return rules.apply(table, None if known is None else lowest_known(queries, documents, positives))
 
 
 def _nearest(queries: Tensor, documents: Tensor, depth: int, index: str) -> tuple[Tensor, Tensor]:
-    """Scores and numbers of the `depth` nearest documents, or of all there are."""
+    """Scores and numbers of the `depth` nearest documents, or of all there are; ranks share the queries."""
     from zoo.search import faiss_top_k, top_k
 
     depth = min(depth, len(documents))
-    if index == "exact":
-        return top_k(queries, documents, depth)
-    return faiss_top_k(queries, documents, depth, index)  # type: ignore[arg-type]
+    search: Any = top_k if index == "exact" else partial(faiss_top_k, index=index)  # type: ignore[arg-type]
+    return shared_rows(lambda rows: search(rows, documents, depth), queries)  # type: ignore[return-value]
 
 
 def lowest_positive(
@@ -262,11 +271,14 @@ def lowest_positive(
     """Each query's lowest score among its known positives."""
     known = np.full((len(pairs.queries), pairs.columns["known"].shape[1]), -1)
     known[pairs.query_of] = pairs.columns["known"]
-    return _lowest(queries, documents, known)
+    return lowest_known(queries, documents, known)
 
 
 @torch.no_grad()
-def _lowest(queries: Tensor, documents: Tensor, known: Int[np.ndarray, "Q P"]) -> Float[np.ndarray, " Q"]:
+def lowest_known(
+    queries: Float[Tensor, "Q D"], documents: Float[Tensor, "N D"], known: Int[np.ndarray, "Q P"]
+) -> Float[np.ndarray, " Q"]:
+    """Each query's lowest score among documents by number, -1 padded; inf where it has none."""
     lowest = torch.full((len(queries),), torch.inf, device=queries.device, dtype=at_least_float32(queries).dtype)
     for column in torch.as_tensor(known, device=queries.device).unbind(1):
         score = (at_least_float32(queries) * at_least_float32(documents[column.clamp_min(0)])).sum(1)

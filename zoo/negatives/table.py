@@ -77,7 +77,7 @@ class NegativeTable:
         """Drop candidates that score too close to the anchor's positive (positive-aware mining).
 
         Args:
-            positive_scores: score of each anchor's positive `[N]` under the same miner.
+            positive_scores: score of each anchor's positive `[N]` under the same miner; inf for one without.
             absolute: a candidate stays if its score is at most `positive - absolute`; None does not ask.
             relative: and at most `positive - relative * |positive|`; None does not ask.
         """
@@ -86,7 +86,7 @@ class NegativeTable:
         if absolute is not None:
             kept &= self.scores <= positive - absolute
         if relative is not None:
-            kept &= self.scores <= positive - relative * np.abs(positive)
+            kept &= self.scores <= positive - relative * np.where(np.isfinite(positive), np.abs(positive), 0)
         return self.keep(kept, "below_positive", absolute=absolute, relative=relative)
 
     def drop_positives(self, anchor_keys: np.ndarray, candidate_keys: np.ndarray) -> NegativeTable:

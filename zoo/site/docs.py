@@ -144,7 +144,8 @@ def _index(found: Found) -> str:
     parts += [
         "## How to",
         "[Your own data](howto/own_data.md), [your own method](howto/own_method.md), "
-        "[many GPUs](howto/many_gpus.md), [W&B](howto/wandb.md).",
+        "[negatives from your own embeddings](howto/mining.md), [many GPUs](howto/many_gpus.md), "
+        "[W&B](howto/wandb.md).",
         "## Reference",
         f"{reference}; [what is logged](metrics.md).",
     ]
