@@ -49,13 +49,14 @@ def config(name, *overlays):
     return recipes.merge(recipes.layers(name, overlays))
 
 
-def fit(name):
+def words(name):
+    """A fit of the recipe that takes seconds."""
     family = recipes.load_card(name).family
     if family != "ssl":
         cases = (
             ["--data.source.n_cases", "40"] if config(name)["data"]["source"]["class_path"] == "zoo.data.Scenes" else []
         )
-        return main(["fit", name, *SMALL[family], *cases, *SHORT])
+        return ["fit", name, *SMALL[family], *cases, *SHORT]
     queue = ["--model.queue_size", "64"] if "queue_size" in config(name)["model"].get("init_args", {}) else []
     tiny = TINY
     if (
@@ -63,7 +64,11 @@ def fit(name):
     ):  # of what it wraps; less would lack classes
         tiny = [word.replace("data.source.", "data.source.source.") for word in TINY]
         tiny[tiny.index("64")] = "640"
-    return main(["fit", name, "smoke", *tiny, *queue])
+    return ["fit", name, "smoke", *tiny, *queue]
+
+
+def fit(name):
+    return main(words(name))
 
 
 @pytest.mark.parametrize("name", recipes.names())
@@ -89,6 +94,20 @@ def test_recipe_runs(place, name):
         assert saved["positives"].sum() > 0 and saved["negatives"].sum() > 0
     saved = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert saved["global_step"] == steps and all(value.isfinite().all() for value in saved["state_dict"].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["simclr", "mochi", "infonce", "clip", "infonce_geo"])
+def test_recipe_runs_compiled(place, name, monkeypatch):
+    runs = {}
+    for compiled in ("false", "true"):
+        monkeypatch.setenv("ZOO_RUNS", str(place / compiled))
+        # In a process without the type checks of these tests, which torch.compile does not trace.
+        subprocess.run([sys.executable, "-m", "zoo", *words(name), "--model.compile", compiled], check=True)
+        (run,) = (place / compiled / name).iterdir()
+        runs[compiled] = json.loads((run / "result.json").read_text())["metrics"]
+    losses = [metrics["train/loss"] for metrics in runs.values()]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
 COMPARED = [n for n in recipes.names() if recipes.load_card(n).baseline]

@@ -34,7 +34,7 @@ class Row(NamedTuple):
 def rows(quick: bool) -> list[Row]:
     import torch
 
-    from tests.benchmarks import augment, clip, lean, search
+    from tests.benchmarks import augment, clip, lean, search, sentences
     from tests.benchmarks import rows as r
 
     n = 4 if quick else 16
@@ -42,6 +42,9 @@ def rows(quick: bool) -> list[Row]:
     table = [
         Row("zoo step over bare loop, SimCLR", "<= 1.03", partial(r.over_bare, "simclr")),
         Row("zoo step over bare loop, MoCHi", "<= 1.03", partial(r.over_bare, "mochi")),
+        Row("zoo step over bare loop, InfoNCE", "<= 1.03", partial(r.over_bare, "infonce")),
+        Row("zoo step over bare loop, CLIP", "<= 1.03", partial(r.over_bare, "clip"), 4),
+        Row("zoo step over bare loop, geo InfoNCE", "<= 1.03", partial(r.over_bare, "infonce_geo"), 4),
         Row("MoCHi over MoCo step", "<= 1.10", r.mochi_over_moco),
         Row("MoCo step over lightly's parts", "<= 1.00", r.over_lightly),
         Row("batched augmentation, 32 px", ">= 10", partial(augment.over_torchvision, 32, 32, 16 * n), 4),
@@ -55,8 +58,26 @@ def rows(quick: bool) -> list[Row]:
             1,
         ),
         Row("exact top-64 of 100k x 256 over faiss IndexFlatIP", "<= 1.00", exact, 2),
+        Row(
+            f"step over sentence-transformers', {8 * n} pairs",
+            "<= 1.00",
+            partial(sentences.over_sentence_transformers, 8 * n, None),
+            2,
+        ),
+        Row(
+            f"gradient cache over sentence-transformers', {16 * n} pairs",
+            "<= 1.00",
+            partial(sentences.over_sentence_transformers, 16 * n, 32),
+            1,
+        ),
         *(Row(*row) for row in lean.timed(quick)),
     ]
+    if not quick:  # compilation alone takes a minute
+        families = {"SimCLR": "simclr", "InfoNCE": "infonce", "CLIP": "clip", "geo InfoNCE": "infonce_geo"}
+        table += [
+            Row(f"torch.compile over eager, {name}", "<= 1.00", partial(r.compiled_over_plain, recipe), 4)
+            for name, recipe in families.items()
+        ]
     if torch.cuda.is_available():
         table.insert(3, Row("MoCHi over MoCo step, paper scale", "<= 1.10", partial(r.mochi_over_moco, *r.PAPER)))
     return [row._replace(rounds=1) for row in table] if quick else table
@@ -82,6 +103,7 @@ def main(args: list[str]) -> int:
         results = [_measure(row, repeats) for row in rows(options.quick)]
         results.append(_memory(2048 if options.quick else 16384, repeats))
         results += _peaks(options.quick)
+        results += _shares(options.quick, repeats)
     _show(results)
     path = RESULTS / f"{machine()}.json"
     path.parent.mkdir(exist_ok=True)
@@ -120,6 +142,23 @@ def _peaks(quick: bool) -> list[Any]:
     for row in peaks(quick):
         print(row[0], file=sys.stderr)
         results.append(memory(*row))
+    return results
+
+
+def _shares(quick: bool, repeats: int) -> list[Any]:
+    from tests.benchmarks import rows, sentences, start
+
+    pairs = 128 if quick else 512
+    name = f"gradient cache over sentence-transformers', peak of {pairs} pairs in GB"
+    print(name, file=sys.stderr)
+    results = [sentences.memory(name, "<= 1.00", pairs, 64)]
+    if quick:
+        return results
+    for recipe in ("simclr", "infonce", "clip", "infonce_geo"):
+        print(recipe, file=sys.stderr)
+        with _silence():
+            results.append(rows.waiting(f"wait for batches in a step, {recipe}", recipe, "<= 0.05", min(repeats, 3)))
+            results.append(start.first_step(f"fit to first step over imports, {recipe}, in s", recipe, "<= 2.00", 3))
     return results
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F  # noqa: N812 - its usual name
 
 from zoo.data.datamodule import NegativesDataModule
 from zoo.data.pairs import PairBatch
+from zoo.methods.dual import DualEncoder
 from zoo.methods.momentum import MomentumContrast
 from zoo.methods.siamese import SiameseContrast
 from zoo.negatives.mochi import HardNegativeMixing
@@ -26,7 +27,8 @@ def views(data: NegativesDataModule, device: torch.device) -> Iterator[PairBatch
     """Augmented training batches without end."""
     while True:
         for batch in data.train_dataloader():
-            yield data.transform(batch.to(device, non_blocking=True))  # type: ignore[misc]
+            moved = batch.to(device, non_blocking=True)
+            yield moved if data.transform is None else data.transform(moved)
 
 
 def train(
@@ -36,6 +38,7 @@ def train(
     total: int,
     tick: Callable[[], None],
     after: Callable[[], None] = lambda: None,
+    clip_value: float | None = None,
 ) -> None:
     """The loop that everybody writes: cosine schedule, forward, backward, update."""
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5 * (1 + math.cos(math.pi * step / total)))
@@ -44,15 +47,18 @@ def train(
         value = loss(batch)
         optimizer.zero_grad()
         value.backward()
+        if clip_value:
+            nn.utils.clip_grad_value_([p for group in optimizer.param_groups for p in group["params"]], clip_value)
         after()
         optimizer.step()
         schedule.step()
 
 
-def embed(encoder: nn.Module, images: Tensor) -> Tensor:
+def embed(encoder: nn.Module, inputs: Any, device: str | None = None) -> Tensor:
     """Embeddings in float32; a GPU encodes in bfloat16, as the recipes have it."""
-    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
-        return encoder(images).float()
+    device = device or inputs.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        return encoder(inputs).float()
 
 
 def simclr(model: SiameseContrast) -> Loss:
@@ -65,6 +71,31 @@ def simclr(model: SiameseContrast) -> Loss:
         own = torch.eye(2 * b, dtype=torch.bool, device=z.device)
         logits = (z @ z.T / temperature).masked_fill(own, -torch.inf)
         return F.cross_entropy(logits, torch.arange(2 * b, device=z.device).roll(b))
+
+    return loss
+
+
+def dual(model: DualEncoder) -> Loss:
+    """InfoNCE over the model's towers, in one direction or both; documents that are known to be relevant are masked."""
+    criterion = cast(Any, model.loss)
+
+    def direction(logits: Tensor, masked: Tensor) -> Tensor:
+        own = torch.arange(len(logits), device=logits.device)
+        if not criterion.label_smoothing:  # smoothing reads all logits, and these batches repeat nothing
+            logits = logits.masked_fill(masked, -torch.inf)
+        return F.cross_entropy(logits, own, label_smoothing=criterion.label_smoothing)
+
+    def loss(batch: PairBatch) -> Tensor:
+        query, document = (
+            F.normalize(embed(model.tower(side), inputs, model.device.type))
+            for side, inputs in (("query", batch.anchor), ("document", batch.positive))
+        )
+        known = batch.positive_key[:, None] if batch.known is None else batch.known
+        masked = (known[:, :, None] == batch.positive_key).any(1)
+        masked = masked & ~torch.eye(len(masked), dtype=torch.bool, device=masked.device)
+        logits = query @ document.T / criterion.temperature
+        value = direction(logits, masked)
+        return (value + direction(logits.T, masked.T)) / 2 if model.symmetric else value
 
     return loss
 

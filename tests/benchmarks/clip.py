@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import multiprocessing
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmarks.rows import DEVICE, Pair
-from tests.benchmarks.runner import Result, summarize
+from tests.benchmarks.runner import Result, grown, summarize
 from zoo.data.pairs import PairBatch
 from zoo.losses import InfoNCE, normalize
 from zoo.methods.dual import DualEncoder, Encoded, pair_embeddings
@@ -77,15 +76,7 @@ def _grown(which: str, pairs: int, dim: int) -> float:
     small = _embeddings(64, dim)
     makers: dict[str, Any] = {"lean": lambda *x: _ours(*x, lean=True), "open_clip": _open_clip}
     makers[which](*small)()  # libraries and threads take memory once
-    step = makers[which](images, texts)
-    if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return (torch.cuda.max_memory_allocated() - before) / 2**30
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 2**20
+    return grown(makers[which](images, texts)) / 2**30
 
 
 def memory(name: str, goal: str, repeats: int, pairs: int, dim: int) -> Result:

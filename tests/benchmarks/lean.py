@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import multiprocessing
-import resource
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -14,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.benchmarks.rows import DEVICE, Pair
-from tests.benchmarks.runner import Result, summarize
+from tests.benchmarks.runner import Result, grown, summarize
 from zoo.losses import InfoNCE, normalize
 from zoo.losses.lean import KeyMask
 from zoo.negatives.known import known_positives
@@ -88,25 +87,17 @@ _steps: dict[Peer, Callable[[Tensor, Tensor], Callable[[], None]]] = {
 }
 
 
-def _grown(pairs: int, dim: int) -> float:
+def _grown(pairs: int, dim: int) -> int:
     """Bytes by which value and gradient raise the peak, in a process of its own."""
     _lean(*_embeddings(600, dim), keyed=True)()  # libraries, threads and compiled kernels take memory once
-    step = _lean(*_embeddings(pairs, dim), keyed=True)
-    if DEVICE.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-        step()
-        return torch.cuda.max_memory_allocated() - before
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    step()
-    return 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    return grown(_lean(*_embeddings(pairs, dim), keyed=True))
 
 
 def memory(name: str, goal: str, pairs: int, dim: int) -> Result:
     """Peak memory of value and gradient, beyond the embeddings, as a multiple of these: a constant is O(B D)."""
     with multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1) as pool:
-        grown = pool.apply(_grown, (pairs, dim))
-    ours, peer = (x / 2**30 / 1e3 for x in (grown, 2 * 4 * pairs * dim))  # `summarize` reports thousandths
+        found = pool.apply(_grown, (pairs, dim))
+    ours, peer = (x / 2**30 / 1e3 for x in (found, 2 * 4 * pairs * dim))  # `summarize` reports thousandths
     return summarize(name, [ours], [peer], goal)
 
 

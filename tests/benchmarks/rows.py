@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
+from lightning.pytorch.profilers import SimpleProfiler
 from torch import Tensor
 
 from tests.benchmarks import bare
+from tests.benchmarks.runner import Result, summarize
 from tests.benchmarks.steps import LongEpochs, Steps, Ticks, steps
 from zoo.callbacks import FinalProbes
 from zoo.cli import ZooCLI, build
 from zoo.data.pairs import PairBatch
+from zoo.methods.dual import DualEncoder
 from zoo.methods.momentum import MomentumContrast, ema_update, queue_candidates
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -76,7 +80,9 @@ def written_out(cli: ZooCLI) -> Callable[[Steps], None]:
             loss = bare.Momentum(model)
             bare.train(batches, loss, optimizer, total, gate.tick, loss.enqueue)
         else:
-            bare.train(batches, bare.simclr(model), optimizer, total, gate.tick)
+            loss = bare.dual(model) if isinstance(model, DualEncoder) else bare.simclr(model)  # type: ignore[arg-type]
+            clip_value = cli.trainer.gradient_clip_val  # type: ignore[attr-defined]
+            bare.train(batches, loss, optimizer, total, gate.tick, clip_value=clip_value)
 
     return loop
 
@@ -86,6 +92,32 @@ def over_bare(recipe: str) -> Iterator[Pair]:
     """The recipe's Trainer with its default callbacks against a bare loop."""
     with steps(STEPS, trained(made(recipe)), written_out(made(recipe))) as (ours, peer):
         yield Pair(ours, peer, STEPS)
+
+
+@contextmanager
+def compiled_over_plain(recipe: str) -> Iterator[Pair]:
+    """The recipe with its encoder through torch.compile; compilation itself is over before the first call."""
+    with steps(STEPS, trained(made(recipe, "--model.init_args.compile=true")), trained(made(recipe))) as (ours, peer):
+        for _ in range(3):
+            ours()  # shapes that are new are compiled anew
+        yield Pair(ours, peer, STEPS)
+
+
+def waiting(name: str, recipe: str, goal: str, repeats: int) -> Result:
+    """Time that training waits for batches, beside the whole: a share. On CPU composing a batch is that time."""
+    waits, totals = [], []
+    for _ in range(repeats):
+        profiler = SimpleProfiler()
+        cli = made(recipe)
+        cli.trainer.profiler = profiler  # type: ignore[attr-defined]
+        with steps(5 * STEPS, trained(cli)) as (loop,):
+            loop()
+            profiler.recorded_durations.clear()
+            start = time.perf_counter()
+            loop()
+            totals.append(time.perf_counter() - start)
+            waits.append(sum(profiler.recorded_durations["[_TrainingEpochLoop].train_dataloader_next"]))
+    return summarize(name, waits, totals, goal, 5 * STEPS)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,6 +93,24 @@ def compare(
         for which in (0, 1):
             times[which].append(spent[which])
     return summarize(name, *times, goal, per * rounds)
+
+
+def grown(step: Callable[[], Any]) -> int:
+    """Bytes by which a call raises the memory in use at its peak, beyond what is in use before it."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step()
+        return torch.cuda.max_memory_allocated() - before
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak; Linux
+    before = _kilobytes("VmRSS")
+    step()
+    return 1024 * (_kilobytes("VmHWM") - before)
+
+
+def _kilobytes(name: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 def _synchronize() -> None:

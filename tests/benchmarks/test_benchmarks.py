@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from tests.benchmarks.runner import compare, summarize
 from tests.benchmarks.steps import steps
@@ -83,3 +84,21 @@ def test_error_in_a_loop_reaches_the_caller():
 
     with pytest.raises(ValueError, match="broken"), steps(1, loop) as (only,):
         only()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["simclr", "infonce", "clip", "infonce_geo"])
+def test_the_bare_loop_computes_the_recipes_loss(recipe, monkeypatch, tmp_path):
+    from tests.benchmarks import bare
+    from tests.benchmarks.rows import made
+    from tests.methods.test_dual import attach
+
+    monkeypatch.setenv("ZOO_RUNS", str(tmp_path))
+    cli = made(recipe)
+    model, data = attach(cli.model), cli.datamodule
+    data.prepare_data()
+    data.setup("fit")
+    batch = next(bare.views(data, torch.device("cpu")))
+    loss = (bare.simclr if recipe == "simclr" else bare.dual)(model)(batch)
+    model.report = lambda loss, *scores, **raw: {"loss": loss}
+    torch.testing.assert_close(loss, model.training_step(batch, 0)["loss"], rtol=1e-5, atol=1e-5)

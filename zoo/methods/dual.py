@@ -106,6 +106,8 @@ class DualEncoder(CachedMethod):
             raise ZooError("--model.lean is for InfoNCE over block qd, without vetting and negatives modules")
         document_encoder = None if shared or hasattr(encoder, "tower") else copy.deepcopy(encoder)
         super().__init__(encoder, loss, **kwargs)
+        if kwargs.get("compile") and document_encoder is not None:
+            document_encoder.compile()
         self.document_encoder, self.normalize, self.symmetric = document_encoder, normalize, symmetric
         self.blocks, self.vetting = tuple(blocks), nn.ModuleList(vetting)
         self.guide = None if guide is None else guide.requires_grad_(False)
