@@ -73,6 +73,9 @@ def test_images_of_every_kind(runs, tmp_path):
         torch.testing.assert_close(run.embed(kind), expected)
         torch.testing.assert_close(run.embed(kind, batch_size=2), expected)
     torch.testing.assert_close(run.embed(pictures[0]), expected[:1])
+    frozen = IMAGES.numpy().copy()
+    frozen.flags.writeable = False
+    torch.testing.assert_close(run.embed(frozen), expected)
     torch.testing.assert_close(run.embed(IMAGES, normalize=True).norm(dim=1), torch.ones(3))
     assert run.embed([Image.new("L", (50, 41))]).shape == (1, expected.shape[1])  # grey, and of another size
 

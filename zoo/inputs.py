@@ -73,7 +73,7 @@ def images(run: Run, batch: Any, tower: Tower) -> Tensor:
         ZooError: something is no image.
     """
     if isinstance(batch, Tensor | np.ndarray) and batch.ndim == 4:
-        stacked = torch.as_tensor(batch)
+        stacked = batch if isinstance(batch, Tensor) else torch.from_numpy(np.require(batch, requirements="W"))
         if stacked.dtype != torch.uint8 or stacked.shape[1] != 3:
             raise ZooError(f"a batch of images is 8-bit [B, 3, H, W], not {stacked.dtype} {list(stacked.shape)}")
     else:

@@ -139,6 +139,7 @@ def test_damaged_data_is_refused(cifar10):
 def test_folder_splits(folder):
     source = ImageFolder("tiny", decode_size=32, val_fraction=0.25)
     source.prepare(folder)
+    assert source.arena == "tiny"
     train, val, test = (source.split(s, folder) for s in ("train", "val", "test"))
     assert (len(train), len(val), len(test)) == (15, 5, 6)
     assert not set(train.paths) & set(val.paths)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 from zoo import MomentumContrast
@@ -142,6 +143,17 @@ def test_split_batch_norm_is_batch_norm_of_each_part():
     torch.testing.assert_close(split[0].running_var, (parts[0].running_var + parts[1].running_var) / 2)
     plain.load_state_dict(split.state_dict())
     torch.testing.assert_close(split.eval()(x), plain.eval()(x))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_split_batch_norm_keeps_what_timm_fused_with_it(training):
+    fused = BatchNormAct2d(3).train(training)
+    split = nn.Sequential(BatchNormAct2d(3))
+    split_batch_norm(split, 2)
+    x = torch.randn(6, 3, 4, 4)
+    parts = x.chunk(2) if training else [x]
+    torch.testing.assert_close(split.train(training)(x), torch.cat([fused(part) for part in parts]))
+    assert split.state_dict().keys() == nn.Sequential(fused).state_dict().keys()
 
 
 def test_ema_leaves_buffers_alone():

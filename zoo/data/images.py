@@ -158,7 +158,8 @@ class ImageFolder(PairSource):
     """
 
     def __init__(self, name: str = "imagenet", decode_size: int = 256, val_fraction: float = 0.02) -> None:
-        self.name, self.decode_size, self.val_fraction = name, decode_size, val_fraction
+        self.name = self.arena = name
+        self.decode_size, self.val_fraction = decode_size, val_fraction
         self._scanned: dict[tuple[Path, str], Any] = {}
 
     def prepare(self, root: Path | None) -> None:

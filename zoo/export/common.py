@@ -100,7 +100,7 @@ def unfit(run: Run, to: str, reason: str) -> ZooError:
     """The error for a model that does not fit a format: it names those that it fits."""
     first = [tower[0] for tower in run.towers.values()]
     fits = {
-        "timm": all(hasattr(encoder, "timm_model") for encoder in first),
+        "timm": all(hasattr(x, "timm_model") and not getattr(x, "small_images", False) for x in first),
         "sentence-transformers": all(hasattr(encoder, "sentence_transformers") for encoder in first),
         "open_clip": hasattr(run.model.encoder, "save_open_clip"),
     }

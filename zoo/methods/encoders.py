@@ -157,6 +157,8 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         super().__init__(like.num_features, like.eps, like.momentum, affine=like.affine)
         self.load_state_dict(like.state_dict())
         self.splits = splits
+        self.drop: Any = getattr(like, "drop", nn.Identity())  # timm fuses BN with what follows it
+        self.act: Any = getattr(like, "act", nn.Identity())
 
     def _check_input_dim(self, input: Tensor) -> None:  # noqa: A002 - the base class's name
         if self.training and len(input) % self.splits:
@@ -165,7 +167,7 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - the base class's name
         self._check_input_dim(input)
         if not self.training:
-            return super().forward(input)
+            return self.act(self.drop(super().forward(input)))
         # Part by part, not as further channels: that would undo the memory layout in which convolutions are fastest.
         running: Any = (self.running_mean, self.running_var)
         means, variances = (torch.stack([x] * self.splits) for x in running)
@@ -175,7 +177,7 @@ class SplitBatchNorm(nn.modules.batchnorm._BatchNorm):
         ]
         running[0].copy_(means.mean(0))
         running[1].copy_(variances.mean(0))
-        return torch.cat(out)
+        return self.act(self.drop(torch.cat(out)))
 
 
 def split_batch_norm(module: nn.Module, splits: int) -> None:
