@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torchvision
 
-from zoo.data.images import ImageFolderPairs, _cut
+from zoo.data.images import ImageFolderPairs, validation_cut
 from zoo.data.pairs import PairSource, Split
 from zoo.errors import ZooError
 
@@ -71,7 +71,7 @@ class DomainFolders(PairSource):
                     paths.append(path)
                     labels.append(classes.index(found.classes[number]))
                     domain_of.append(domains.index(domain))
-        rows = np.arange(len(paths)) if split == "test" else _cut(len(paths), self.val_fraction, split)
+        rows = np.arange(len(paths)) if split == "test" else validation_cut(len(paths), self.val_fraction, split)
         paths, labels, domain_of = (np.asarray(x)[rows] for x in (paths, labels, domain_of))
         return ImageFolderPairs(paths.tolist(), labels.tolist(), self.decode_size, {"domain": domain_of})
 

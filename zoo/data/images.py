@@ -84,7 +84,7 @@ class TorchvisionImages(PairSource):
             images, labels = self._load(root, "train" if part == "val" else part)
             if part in ("train", "val"):
                 for split in ("train", "val"):  # one reading serves both
-                    rows = _cut(len(images), self.val_fraction, split)
+                    rows = validation_cut(len(images), self.val_fraction, split)
                     self._read[root, split] = ImagePairs(images[rows], labels[rows])
             else:
                 self._read[root, part] = ImagePairs(images, labels)
@@ -172,7 +172,7 @@ class ImageFolder(PairSource):
         found = self._scan(root, "val" if split == "test" else "train")
         samples = [(path, classes[found.classes[label]]) for path, label in found.samples]
         if split != "test":
-            samples = [samples[i] for i in _cut(len(samples), self.val_fraction, split)]
+            samples = [samples[i] for i in validation_cut(len(samples), self.val_fraction, split)]
         paths, labels = zip(*samples, strict=True)
         return ImageFolderPairs(paths, labels, self.decode_size)
 
@@ -207,7 +207,7 @@ def read_image(path: str, size: int) -> UInt8[np.ndarray, "3 S S"]:
     return np.ascontiguousarray(np.asarray(cut).transpose(2, 0, 1))
 
 
-def _cut(n: int, val_fraction: float, split: Split) -> np.ndarray:
+def validation_cut(n: int, val_fraction: float, split: Split) -> np.ndarray:
     order = np.random.default_rng(_SPLIT_SEED).permutation(n)
     n_val = round(n * val_fraction)
     if not 0 < n_val < n:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -48,9 +49,9 @@ class NegativeTable:
         """Candidates per anchor `[N]`."""
         return (self.ids >= 0).sum(1)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """Hash of the table's content and provenance."""
+        """Hash of the table's content and provenance; taken once, as neither changes."""
         digest = hashlib.sha256(json.dumps(self.provenance, sort_keys=True).encode())
         digest.update(repr(self.ids.shape).encode())
         for array in (self.ids, self.scores) if self.positives is None else (self.ids, self.scores, self.positives):
