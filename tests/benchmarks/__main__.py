@@ -59,6 +59,12 @@ def rows(quick: bool) -> list[Row]:
         ),
         Row("exact top-64 of 100k x 256 over faiss IndexFlatIP", "<= 1.00", exact, 2),
         Row(
+            "search of 100k x 256 on disk over in memory",
+            "<= 1.10",
+            partial(search.over_memory, 4096, 100_000, 256, 64),
+            1,
+        ),
+        Row(
             f"step over sentence-transformers', {8 * n} pairs",
             "<= 1.00",
             partial(sentences.over_sentence_transformers, 8 * n, None),
