@@ -78,8 +78,8 @@ def test_heads_have_to_divide_the_width():
 
 def test_views_are_separate_sequences():
     module, data = encoder(), batch()
-    anchor, _ = module.encode_views([data.anchor, data.positive])
-    same, _ = module.encode_views([data.anchor, data.positive + 1])
+    anchor, _ = module.encode_alike([data.anchor, data.positive])
+    same, _ = module.encode_alike([data.anchor, data.positive + 1])
     torch.testing.assert_close(anchor, same)
 
 
@@ -89,7 +89,7 @@ def test_readings_are_plain_then_attended(shared_head):
     h = module.backbone(data.anchor)
     rows = [h, module.batch_former.attend(h)] if shared_head else [module.batch_former.attend(h)]
     assert module.readings == len(rows)
-    found = module.encode_views([data.anchor, data.positive])[0]
+    found = module.encode_alike([data.anchor, data.positive])[0]
     torch.testing.assert_close(found, torch.cat([module.head(x) for x in rows]))
     torch.testing.assert_close(module(data.anchor), found)
     torch.testing.assert_close(module.features(data.anchor), h)
@@ -103,13 +103,13 @@ def test_the_head_normalises_both_readings_of_all_views_together():
     norm: nn.BatchNorm1d = module.head[1]
     seen = []
     norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].shape))
-    module.encode_views([data.anchor, data.positive])
+    module.encode_alike([data.anchor, data.positive])
     assert seen == [(32, 12)]
 
 
 def test_siamese_loss_is_the_mean_over_the_readings():
     module, data = attach(SiameseContrast(encoder(), InfoNCE(0.5))), batch(4)
-    a, b = (view.chunk(2) for view in module.encoder.encode_views([data.anchor, data.positive]))
+    a, b = (view.chunk(2) for view in module.encoder.encode_alike([data.anchor, data.positive]))
     losses = [
         module.loss(*in_batch_candidates([a[i], b[j]], data.anchor_key).scores()) for i in range(2) for j in range(2)
     ]

@@ -184,7 +184,7 @@ class TwoReadings(nn.Module):
     def forward(self, x):
         return torch.cat([self.plain(x), self.plain(self.shared(x))])
 
-    def encode_views(self, views):
+    def encode_alike(self, views):
         return [self(view) for view in views]
 
     def momentum_copy(self):

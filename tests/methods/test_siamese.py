@@ -165,7 +165,7 @@ class TwoReadings(nn.Module):
     def forward(self, images):
         return torch.cat([self.head(images.flatten(1)), self.head(images.flip(2).flatten(1))])
 
-    def encode_views(self, views):
+    def encode_alike(self, views):
         return [self(view) for view in views]
 
 

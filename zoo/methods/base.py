@@ -84,20 +84,18 @@ class ContrastiveMethod(pl.LightningModule):
         return loss, scores
 
     def encode_views(self, views: Sequence[Tensor]) -> list[Float[Tensor, "N D"]]:
-        """Raw embeddings of each view: one pass of the encoder for all views of a size.
-
-        An encoder with an `encode_views` of its own is asked instead. If it reads every view in R ways (its attribute
-        `readings`), the N = R * B rows are R blocks of B.
-        """
-        if hasattr(self.encoder, "encode_views"):
-            return self.encoder.encode_views(views)  # type: ignore[operator]
-        encoded = []
-        for _, alike in itertools.groupby(views, lambda view: view.shape):
-            encoded += self.encode_alike(list(alike))
-        return encoded
+        """Raw embeddings of each view, all views of a size at once."""
+        groups = (list(alike) for _, alike in itertools.groupby(views, lambda view: view.shape))
+        return [embeddings for alike in groups for embeddings in self.encode_alike(alike)]
 
     def encode_alike(self, views: Sequence[Tensor]) -> Sequence[Float[Tensor, "N D"]]:
-        """`encode_views` for views of one size."""
+        """Raw embeddings of views of one size: one pass of the encoder.
+
+        An encoder with an `encode_alike` of its own is asked instead. If it reads every view in R ways (its attribute
+        `readings`), the N = R * B rows are R blocks of B.
+        """
+        if hasattr(self.encoder, "encode_alike"):
+            return self.encoder.encode_alike(views)  # type: ignore[operator]
         return self.encoder(torch.cat(list(views))).chunk(len(views))
 
     @property

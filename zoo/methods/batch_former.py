@@ -97,26 +97,22 @@ class BatchFormerEncoder(ImageEncoder):
         """Readings of a view in the rows that come out."""
         return 2 if self.training and self.shared_head else 1
 
-    def encode_views(self, views: Sequence[Float[Tensor, "B 3 _ _"]]) -> list[Float[Tensor, "N D"]]:
+    def encode_alike(self, views: Sequence[Float[Tensor, "B 3 H W"]]) -> list[Float[Tensor, "N D"]]:
         """Embeddings of each view: R blocks of B rows, one of each reading."""
+        features = self.backbone(torch.cat(list(views)))
         if not self.training:
-            return [self.head(self.backbone(view)) for view in views]
-        encoded: list[Tensor] = []
-        for _, alike in itertools.groupby(views, lambda view: view.shape):
-            same = list(alike)
-            features = self.backbone(torch.cat(same)).chunk(len(same))
-            attended = [self.batch_former.attend(h) for h in features]
-            if not self.shared_head:
-                encoded += self.head(torch.cat(attended)).chunk(len(same))
-                continue
-            # Sample by sample, so that any part of the rows (see SplitBatchNorm) holds both readings of its samples.
-            rows = [torch.stack(pair, 1).flatten(0, 1) for pair in zip(features, attended, strict=True)]
-            for embeddings in self.head(torch.cat(rows)).chunk(len(same)):
-                encoded.append(embeddings.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1))
-        return encoded
+            return list(self.head(features).chunk(len(views)))
+        plain = features.chunk(len(views))
+        attended = [self.batch_former.attend(h) for h in plain]
+        if not self.shared_head:
+            return list(self.head(torch.cat(attended)).chunk(len(views)))
+        # Sample by sample, so that any part of the rows (see SplitBatchNorm) holds both readings of its samples.
+        rows = [torch.stack(pair, 1).flatten(0, 1) for pair in zip(plain, attended, strict=True)]
+        encoded = self.head(torch.cat(rows)).chunk(len(views))
+        return [embeddings.unflatten(0, (-1, 2)).transpose(0, 1).flatten(0, 1) for embeddings in encoded]
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "N D"]:
-        return self.encode_views([images])[0]
+        return self.encode_alike([images])[0]
 
     def momentum_copy(self) -> BatchFormerEncoder:
         """A copy that is not trained by gradients, and shares the one BatchFormer, which is."""

@@ -47,7 +47,7 @@ class CachedMethod(ContrastiveMethod):
 
     def __init__(self, encoder: nn.Module, loss: nn.Module, *, cache_chunk: int | None = None, **kwargs: Any):
         super().__init__(encoder, loss, **kwargs)
-        if cache_chunk is not None and hasattr(encoder, "encode_views"):
+        if cache_chunk is not None and hasattr(encoder, "encode_alike"):
             raise ZooError(f"{type(encoder).__name__} mixes the rows of a batch: remove --model.cache_chunk")
         self.cache_chunk = cache_chunk
         self._cached: list[Chunk] = []
@@ -69,6 +69,8 @@ class CachedMethod(ContrastiveMethod):
         return leaf
 
     def encode_alike(self, views: Sequence[Tensor]) -> Sequence[Float[Tensor, "N D"]]:
+        if self.cache_chunk is None:
+            return super().encode_alike(views)
         return self.encode_cached(self.encoder, torch.cat(list(views))).chunk(len(views))
 
     def on_train_batch_start(self, batch: PairBatch, batch_idx: int) -> None:

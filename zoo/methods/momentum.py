@@ -41,7 +41,7 @@ class MomentumContrast(CachedMethod):
     $\theta_k \leftarrow m\,\theta_k + (1-m)\,\theta_q$ before the key pass; $\ell = -\log \frac{e^{q \cdot k/\tau}}{e^{q \cdot
     k/\tau} + \sum_j e^{q \cdot n_j/\tau}}$ with constant $k$ and $n_j$; keys are enqueued after the loss. The loss is the
     official code's: one view is the query. (Further views of a batch are queries too. Of an encoder with several readings
-    of a view, see `encode_views`, each meets each reading of the key, and all of the key's are enqueued.) Under several
+    of a view, see `encode_alike`, each meets each reading of the key, and all of the key's are enqueued.) Under several
     processes all keys are gathered into the one queue.
 
     ShuffleBN: keys pass the key encoder in an order of their own, so that BN statistics do not tell which key belongs

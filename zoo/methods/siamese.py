@@ -74,7 +74,7 @@ class SiameseContrast(CachedMethod):
     $\ell_i = -u_i \cdot u_{pos(i)}/\tau + \log \sum_{j \ne i} e^{u_i \cdot u_j/\tau}$, the mean over 2B. (The official
     TensorFlow code returns the mean over each view, added: twice this.) Of more than two views, every other one of an
     image is a positive. With several processes, negatives are gathered from all of them, with gradient. Explicit
-    negatives of a batch join those of all its views. An encoder with several readings of a view (see `encode_views`) is
+    negatives of a batch join those of all its views. An encoder with several readings of a view (see `encode_alike`) is
     asked for the loss of each combination of them, and for their mean.
 
     Source: Chen et al., "A Simple Framework for Contrastive Learning of Visual Representations", ICML 2020
