@@ -130,6 +130,8 @@ def test_command(files, capsys):
         (["q.npy", "d.npy", "--positives", "q.npy"], "positives are document numbers"),
         (["q.npy", "d.npy", "--positives", "far.npy"], "do not fit 50 queries and 400 documents"),
         (["q.npy", "d.npy", "--index", "flat"], "invalid choice: 'flat'"),
+        (["q.npy", "d.npy", "--device", "tpu"], "invalid choice: 'tpu'"),
+        (["q.npy", "d.npy", "--out", "damaged"], "search.json is damaged: remove damaged/search"),
     ],
 )
 def test_what_cannot_be_mined_is_said_in_one_line(files, words, message, capsys, monkeypatch):
@@ -137,6 +139,8 @@ def test_what_cannot_be_mined_is_said_in_one_line(files, words, message, capsys,
     (files / "text.npy").write_text("no array")
     np.save("wide.npy", np.zeros((3, 3), np.float32))
     np.save("far.npy", np.full(Q, N))
-    assert main(["mine", *words, "--out", "out"]) == 2
+    (files / "damaged/search").mkdir(parents=True)
+    (files / "damaged/search/search.json").write_text("{")
+    assert main(["mine", *words, *(["--out", "out"] if "--out" not in words else [])]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error

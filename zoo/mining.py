@@ -75,7 +75,10 @@ def search_files(
         raise ZooError(f"queries are {queries.shape[1]} wide and documents {corpus.shape[1]}: embed both alike")
     record, identity = folder / "search.json", _identity(queries, corpus, k, index)
     names, types = (folder / "ids.npy", folder / "scores.npy"), (np.int64, np.float32)
-    before = json.loads(record.read_text()) if record.exists() else None
+    try:
+        before = json.loads(record.read_text()) if record.exists() else None
+    except ValueError:
+        raise ZooError(f"{record} is damaged: remove {folder}, and search again") from None
     if before and before["identity"] != identity:
         raise ZooError(f"{folder} holds a search of other embeddings, depth or index: remove it, or name another --out")
     documents, large = torch.from_numpy(corpus), torch.device(device).type != "cpu"

@@ -21,7 +21,7 @@ def main(args: Sequence[str]) -> int:
     )
     parser.add_argument("--depth", type=int, default=64, help="negatives per query, before the rules (64)")
     parser.add_argument("--index", choices=("exact", "hnsw", "ivf"), default="exact", help="faiss finds approximately")
-    parser.add_argument("--device", help="of an exact search: cuda where there is one, else cpu")
+    parser.add_argument("--device", choices=("cpu", "cuda"), help="of an exact search (cuda where there is one)")
     rules = {"absolute_margin": float, "relative_margin": float, "max_score": float, "min_score": float}
     rules |= {"within": int, "skip_top": int, "keep": int}
     for name, kind in rules.items():
@@ -44,6 +44,8 @@ def main(args: Sequence[str]) -> int:
     chosen = Rules(**{name: value for name in rules if (value := getattr(options, name)) is not None})
     if chosen.need_positives and options.positives is None:
         raise ZooError("absolute_margin and relative_margin compare with positives: add --positives FILE.npy")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise ZooError("there is no CUDA device here: remove --device cuda")
     device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     with _Bar() as bar:
         table, positives = mine_files(
