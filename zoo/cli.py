@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import warnings
+import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from pathlib import Path
@@ -305,6 +306,7 @@ class ZooCLI(LightningCLI):
         if config.get("weights_only") is None:
             config["weights_only"] = True
         try:
+            _check_sums(path)
             self.checkpoint = torch.load(path, map_location="cpu", mmap=True, weights_only=config["weights_only"])
             missing = {"state_dict", "pytorch-lightning_version", "global_step"} - set(self.checkpoint)
         except Exception as error:  # a broken file fails in as many ways as there are bytes
@@ -352,6 +354,9 @@ class ZooCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except (MisconfigurationException, ValueError) as error:
             raise ZooError(f"trainer: {error}") from error
+        for name in ("check_val_every_n_epoch", "accumulate_grad_batches"):  # Lightning would divide by zero later
+            if (value := getattr(trainer, name)) is not None and value < 1:
+                raise ZooError(f"--trainer.{name} must be at least 1, not {value}")
         if isinstance(trainer.accelerator, CPUAccelerator):
             keep_freed_memory()
         return trainer
@@ -443,6 +448,14 @@ class ZooCLI(LightningCLI):
         console.print(f"run folder  {self.run_dir}", soft_wrap=True, highlight=False)
         command = shlex.join(["python", "-m", "zoo", "verify", self.recipe, *self.overlays, *self.run_info.overrides])
         console.print(f"next        {command}", soft_wrap=True, highlight=False)
+
+
+def _check_sums(path: Path) -> None:
+    """PyTorch writes checksums into its files, and does not read them."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            if (part := archive.testzip()) is not None:
+                raise ValueError(f"its part {part} is damaged")
 
 
 def _inert(saved: dict[str, Any]) -> dict[str, Any]:

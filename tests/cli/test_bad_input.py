@@ -208,6 +208,22 @@ def test_bad_input_is_answered_in_one_line(kind, zoo, capfd, place):
     FEW(given(strategy)(lambda value: check(value, zoo, capfd, place)))()
 
 
+@pytest.mark.parametrize("flag", ["trainer.check_val_every_n_epoch", "trainer.accumulate_grad_batches"])
+def test_a_divisor_is_not_zero(flag, error_line, place):
+    line = error_line("fit", "base", f"--{flag}=0")
+    assert line == f"zoo: error: --{flag} must be at least 1, not 0"
+
+
+def test_a_byte_of_a_checkpoint_that_changed_is_noticed(error_line, place):
+    (last,) = (place / "runs").glob("base/*/checkpoints/last.ckpt")
+    data = last.read_bytes()
+    at = data.index(b"total_batch_idx") if b"total_batch_idx" in data else data.index(b"epoch_loop")
+    path = place / "work" / "changed.ckpt"
+    path.write_bytes(data[:at] + b"x" + data[at + 1 :])
+    for stage in ("fit", "test"):
+        assert "is damaged" in error_line(stage, "base", "--ckpt_path", str(path))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_much_bad_input_is_answered_in_one_line(kind, zoo, capfd, place):
