@@ -157,7 +157,7 @@ class NegativesDataModule(pl.LightningDataModule):
         rank = self.trainer.global_rank
         seed = _mix(self._seed, batch.epoch, batch.number, rank)
         torch.default_generator.manual_seed(seed)  # torch.manual_seed visits every backend, which takes a millisecond
-        if torch.cuda.is_available():
+        if torch.cuda.is_initialized():  # `is_available` asks the driver, half a millisecond each time
             torch.cuda.manual_seed(seed)
         self._served = (batch.epoch, batch.number + 1)
         if self.transform is None:
