@@ -42,9 +42,6 @@ def rows(quick: bool) -> list[Row]:
     table = [
         Row("zoo step over bare loop, SimCLR", "<= 1.03", partial(r.over_bare, "simclr")),
         Row("zoo step over bare loop, MoCHi", "<= 1.03", partial(r.over_bare, "mochi")),
-        Row("zoo step over bare loop, InfoNCE", "<= 1.03", partial(r.over_bare, "infonce")),
-        Row("zoo step over bare loop, CLIP", "<= 1.03", partial(r.over_bare, "clip"), 4),
-        Row("zoo step over bare loop, geo InfoNCE", "<= 1.03", partial(r.over_bare, "infonce_geo"), 4),
         Row("MoCHi over MoCo step", "<= 1.10", r.mochi_over_moco),
         Row("MoCo step over lightly's parts", "<= 1.00", r.over_lightly),
         Row("batched augmentation, 32 px", ">= 10", partial(augment.over_torchvision, 32, 32, 16 * n), 4),
@@ -64,25 +61,23 @@ def rows(quick: bool) -> list[Row]:
             partial(search.over_memory, 4096, 100_000, 256, 64),
             1,
         ),
-        Row(
-            f"step over sentence-transformers', {8 * n} pairs",
-            "<= 1.00",
-            partial(sentences.over_sentence_transformers, 8 * n, None),
-            2,
-        ),
-        Row(
-            f"gradient cache over sentence-transformers', {16 * n} pairs",
-            "<= 1.00",
-            partial(sentences.over_sentence_transformers, 16 * n, 32),
-            1,
-        ),
         *(Row(*row) for row in lean.timed(quick)),
     ]
-    if not quick:  # compilation alone takes a minute
-        families = {"SimCLR": "simclr", "InfoNCE": "infonce", "CLIP": "clip", "geo InfoNCE": "infonce_geo"}
+    if not quick:
+        families = {"InfoNCE": ("infonce", 10), "CLIP": ("clip", 4), "geo InfoNCE": ("infonce_geo", 4)}
+        compiled = {"SimCLR": ("simclr", 4), **families}
+        cached = sentences.over_sentence_transformers
         table += [
-            Row(f"torch.compile over eager, {name}", "<= 1.00", partial(r.compiled_over_plain, recipe), 4)
-            for name, recipe in families.items()
+            *(
+                Row(f"zoo step over bare loop, {name}", "<= 1.03", partial(r.over_bare, recipe), rounds)
+                for name, (recipe, rounds) in families.items()
+            ),
+            Row("step over sentence-transformers', 128 pairs", "<= 1.00", partial(cached, 128, None), 2),
+            Row("gradient cache over sentence-transformers', 256 pairs", "<= 1.00", partial(cached, 256, 32), 1),
+            *(
+                Row(f"torch.compile over eager, {name}", "<= 1.00", partial(r.compiled_over_plain, recipe), 4)
+                for name, (recipe, _) in compiled.items()
+            ),
         ]
     if torch.cuda.is_available():
         table.insert(3, Row("MoCHi over MoCo step, paper scale", "<= 1.10", partial(r.mochi_over_moco, *r.PAPER)))
@@ -100,29 +95,38 @@ def machine() -> str:
 
 def main(args: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.benchmarks", description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="few repeats, under a minute; its numbers are rough")
+    parser.add_argument(
+        "--quick", action="store_true", help="few repeats and rows, about a minute; its numbers are rough"
+    )
     parser.add_argument("--repeats", type=int, help="ratios per row (7; with --quick 2)")
     options = parser.parse_args(args)
     repeats = options.repeats or (2 if options.quick else 7)
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ |= {"ZOO_RUNS": folder, "WANDB_MODE": "disabled"}
-        results = [_measure(row, repeats) for row in rows(options.quick)]
-        results.append(_memory(2048 if options.quick else 16384, repeats))
-        results += _peaks(options.quick)
-        results += _shares(options.quick, repeats)
-    _show(results)
     path = RESULTS / f"{machine()}.json"
     path.parent.mkdir(exist_ok=True)
-    names = ("torch", "torchvision", "lightning", "lightly", "pillow", "faiss-cpu")
+    names = ("torch", "torchvision", "lightning", "lightly", "pillow", "faiss-cpu", "sentence-transformers")
     report = {
         "machine": machine(),
         "versions": {"python": platform.python_version()} | {x: importlib.metadata.version(x) for x in names},
         "command": shlex.join(["python", "-m", "tests.benchmarks", *args]),
-        "rows": [result.row() for result in results],
     }
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    results: list[Any] = []
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ |= {"ZOO_RUNS": folder, "WANDB_MODE": "disabled"}
+        for result in _measurements(options.quick, repeats):
+            results.append(result)  # written as it comes: what stops the rest loses none
+            path.write_text(json.dumps({**report, "rows": [r.row() for r in results]}, indent=2) + "\n")
+    _show(results)
     print(f"wrote {path}")
     return 0
+
+
+def _measurements(quick: bool, repeats: int) -> Iterator[Any]:
+    for row in rows(quick):
+        yield _measure(row, repeats)
+    yield _memory(2048 if quick else 16384, repeats)
+    yield from _peaks(quick)
+    if not quick:
+        yield from _shares(repeats)
 
 
 def _measure(row: Row, repeats: int) -> Any:
@@ -141,31 +145,28 @@ def _memory(pairs: int, repeats: int) -> Any:
     return memory(name, "<= 0.10", repeats, pairs, 512)
 
 
-def _peaks(quick: bool) -> list[Any]:
+def _peaks(quick: bool) -> Iterator[Any]:
     from tests.benchmarks.lean import memory, peaks
 
-    results = []
     for row in peaks(quick):
         print(row[0], file=sys.stderr)
-        results.append(memory(*row))
-    return results
+        yield memory(*row)
 
 
-def _shares(quick: bool, repeats: int) -> list[Any]:
+def _shares(repeats: int) -> Iterator[Any]:
     from tests.benchmarks import rows, sentences, start
 
-    pairs = 128 if quick else 512
-    name = f"gradient cache over sentence-transformers', peak of {pairs} pairs in GB"
+    name = "gradient cache over sentence-transformers', peak of 512 pairs in GB"
     print(name, file=sys.stderr)
-    results = [sentences.memory(name, "<= 1.00", pairs, 64)]
-    if quick:
-        return results
+    yield sentences.memory(name, "<= 1.00", 512, 64)
     for recipe in ("simclr", "infonce", "clip", "infonce_geo"):
-        print(recipe, file=sys.stderr)
+        name = f"wait for batches in a step, {recipe}"
+        print(name, file=sys.stderr)
         with _silence():
-            results.append(rows.waiting(f"wait for batches in a step, {recipe}", recipe, "<= 0.05", min(repeats, 3)))
-            results.append(start.first_step(f"fit to first step over imports, {recipe}, in s", recipe, "<= 2.00", 3))
-    return results
+            yield rows.waiting(name, recipe, "<= 0.05", min(repeats, 3))
+        name = f"fit to first step over imports, {recipe}, in s"
+        print(name, file=sys.stderr)
+        yield start.first_step(name, recipe, "<= 2.00", min(repeats, 3))
 
 
 @contextmanager
