@@ -102,7 +102,8 @@ def search_files(
             if not before["recall"]:
                 before["recall"] = {"recall": recall(found[1], sought, documents)}
         scores[rows], ids[rows] = (x.cpu().numpy() for x in found)
-        scores.flush(), ids.flush()
+        scores.flush()
+        ids.flush()
         before["done"] = min(start + block, len(queries))
         write_json(record, before)  # after the rows that it speaks of
         progress(before["done"], len(queries))

@@ -54,9 +54,9 @@ def train(
         schedule.step()
 
 
-def embed(encoder: nn.Module, inputs: Any, device: str | None = None) -> Tensor:
+def embed(encoder: nn.Module, inputs: Any, kind: str | None = None) -> Tensor:
     """Embeddings in float32; a GPU encodes in bfloat16, as the recipes have it."""
-    device = device or inputs.device.type
+    device: str = kind or inputs.device.type
     with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
         return encoder(inputs).float()
 
@@ -86,10 +86,8 @@ def dual(model: DualEncoder) -> Loss:
         return F.cross_entropy(logits, own, label_smoothing=criterion.label_smoothing)
 
     def loss(batch: PairBatch) -> Tensor:
-        query, document = (
-            F.normalize(embed(model.tower(side), inputs, model.device.type))
-            for side, inputs in (("query", batch.anchor), ("document", batch.positive))
-        )
+        query = F.normalize(embed(model.tower("query"), batch.anchor, model.device.type))
+        document = F.normalize(embed(model.tower("document"), batch.positive, model.device.type))
         known = batch.positive_key[:, None] if batch.known is None else batch.known
         masked = (known[:, :, None] == batch.positive_key).any(1)
         masked = masked & ~torch.eye(len(masked), dtype=torch.bool, device=masked.device)

@@ -39,9 +39,9 @@ def _ours(pairs: int, chunk: int | None) -> Callable[[], Any]:
     plugin = SimpleNamespace(forward_context=contextlib.nullcontext)
     method._trainer = SimpleNamespace(precision_plugin=plugin, global_step=0, log_every_n_steps=10, current_epoch=0)
     method._fabric = None
-    sides = [Tokens(ids, ids > 0, ids > 0) for ids in _inputs(pairs)]
+    query, document = (Tokens(ids, ids > 0, ids > 0) for ids in _inputs(pairs))
     keys = torch.arange(pairs, device=DEVICE)
-    batch = PairBatch(*sides, keys, keys, keys)
+    batch = PairBatch(query, document, keys, keys, keys)
 
     def step() -> float:
         method.zero_grad()
@@ -54,22 +54,25 @@ def _ours(pairs: int, chunk: int | None) -> Callable[[], Any]:
 
 
 def _theirs(pairs: int, chunk: int | None) -> Callable[[], Any]:
-    from sentence_transformers import SentenceTransformer, losses, models
-    from transformers import BertConfig, BertModel, BertTokenizerFast
+    import sentence_transformers
+    import transformers
+
+    st: Any = sentence_transformers
+    hf: Any = transformers
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
         words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(WORDS - 5))]
         (Path(folder) / "vocab.txt").write_text("\n".join(words))
-        BertTokenizerFast(str(Path(folder) / "vocab.txt")).save_pretrained(folder)
-        BertModel(BertConfig(**BERT, vocab_size=WORDS), add_pooling_layer=False).save_pretrained(folder)
-        transformer = models.Transformer(folder)
-    pooling = models.Pooling(BERT["hidden_size"], "mean")
-    model = SentenceTransformer(modules=[transformer, pooling], device=str(DEVICE))
+        hf.BertTokenizerFast(str(Path(folder) / "vocab.txt")).save_pretrained(folder)
+        hf.BertModel(hf.BertConfig(**BERT, vocab_size=WORDS), add_pooling_layer=False).save_pretrained(folder)
+        transformer = st.models.Transformer(folder)
+    pooling = st.models.Pooling(BERT["hidden_size"], "mean")
+    model = st.SentenceTransformer(modules=[transformer, pooling], device=str(DEVICE))
     if chunk is None:
-        criterion: Any = losses.MultipleNegativesRankingLoss(model, scale=20)
+        criterion: Any = st.losses.MultipleNegativesRankingLoss(model, scale=20)
     else:
-        criterion = losses.CachedMultipleNegativesRankingLoss(model, scale=20, mini_batch_size=chunk)
+        criterion = st.losses.CachedMultipleNegativesRankingLoss(model, scale=20, mini_batch_size=chunk)
     sides = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in _inputs(pairs)]
 
     def step() -> float:

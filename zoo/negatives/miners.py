@@ -214,7 +214,7 @@ class EmbeddingMiner(SearchMiner):
             raise ZooError("EmbeddingMiner needs an encoder: put it into a RefreshNegatives callback")
         queries, documents = embed("query"), embed("document")
         scores, ids = _nearest(queries, documents, self.depth, self.index)
-        record = {"miner": "embedding", "index": self.index}
+        record: dict[str, Any] = {"miner": "embedding", "index": self.index}
         if self.index != "exact":
             from zoo.search import recall
 
