@@ -7,9 +7,10 @@ import multiprocessing
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -54,11 +55,9 @@ def _ours(pairs: int, chunk: int | None) -> Callable[[], Any]:
 
 
 def _theirs(pairs: int, chunk: int | None) -> Callable[[], Any]:
-    import sentence_transformers
-    import transformers
-
-    st: Any = sentence_transformers
-    hf: Any = transformers
+    # Read by name: the type checker sees neither library's lazy modules.
+    names = ("transformers", "sentence_transformers", "sentence_transformers.models", "sentence_transformers.losses")
+    hf, st, models, losses = (cast(Any, import_module(name)) for name in names)
 
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -66,13 +65,13 @@ def _theirs(pairs: int, chunk: int | None) -> Callable[[], Any]:
         (Path(folder) / "vocab.txt").write_text("\n".join(words))
         hf.BertTokenizerFast(str(Path(folder) / "vocab.txt")).save_pretrained(folder)
         hf.BertModel(hf.BertConfig(**BERT, vocab_size=WORDS), add_pooling_layer=False).save_pretrained(folder)
-        transformer = st.models.Transformer(folder)
-    pooling = st.models.Pooling(BERT["hidden_size"], "mean")
+        transformer = models.Transformer(folder)
+    pooling = models.Pooling(BERT["hidden_size"], "mean")
     model = st.SentenceTransformer(modules=[transformer, pooling], device=str(DEVICE))
     if chunk is None:
-        criterion: Any = st.losses.MultipleNegativesRankingLoss(model, scale=20)
+        criterion: Any = losses.MultipleNegativesRankingLoss(model, scale=20)
     else:
-        criterion = st.losses.CachedMultipleNegativesRankingLoss(model, scale=20, mini_batch_size=chunk)
+        criterion = losses.CachedMultipleNegativesRankingLoss(model, scale=20, mini_batch_size=chunk)
     sides = [{"input_ids": ids, "attention_mask": torch.ones_like(ids)} for ids in _inputs(pairs)]
 
     def step() -> float:
