@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.errors import ZooError
-from zoo.negatives.miners import Rules, lowest_known
+from zoo.negatives.miners import Rules, lowest_known, unknown
 from zoo.negatives.table import NegativeTable
 from zoo.results import write_json
 from zoo.search import FaissIndex, recall, top_k
@@ -150,8 +150,7 @@ def mine_files(
     width = min(depth + known.shape[1], len(corpus))
     scores, ids, found = search_files(queries, corpus, width, folder / "search", index, device, progress=progress)
     table = NegativeTable(ids, scores, [{"miner": "files", "index": index, "depth": depth, **found}])
-    table = table.drop_positives(known, np.arange(len(corpus)))
-    table = NegativeTable(table.ids[:, :depth], table.scores[:, :depth], table.provenance)
+    table = unknown(table, known, len(corpus), depth)
     positives = np.concatenate(
         [
             lowest_known(_block(queries, start), torch.from_numpy(corpus), known[start : start + 16384])

@@ -249,11 +249,15 @@ def mine(
     positives = positives.reshape(len(queries), -1)
     scores, ids = _nearest(queries, documents, k + positives.shape[1], index)
     record = {"miner": "embedding", "index": index, "depth": k}
-    table = NegativeTable(ids.cpu().numpy(), scores.cpu().numpy(), [record])
-    table = table.drop_positives(positives, np.arange(len(documents)))
-    table = NegativeTable(table.ids[:, :k], table.scores[:, :k], table.provenance)
+    table = unknown(NegativeTable(ids.cpu().numpy(), scores.cpu().numpy(), [record]), positives, len(documents), k)
     rules = rules or Rules()
     return rules.apply(table, None if known is None else lowest_known(queries, documents, positives))
+
+
+def unknown(table: NegativeTable, known: Int[np.ndarray, "Q P"], n_documents: int, k: int) -> NegativeTable:
+    """The first `k` candidates of each query that are not known to be its positives."""
+    table = table.drop_positives(known, np.arange(n_documents))
+    return NegativeTable(table.ids[:, :k], table.scores[:, :k], table.provenance)
 
 
 def _nearest(queries: Tensor, documents: Tensor, depth: int, index: str) -> tuple[Tensor, Tensor]:
