@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import signal
 import subprocess
 import sys
@@ -39,7 +40,8 @@ def place(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("ZOO_RECIPES", raising=False)
         patch.setenv("ZOO_RUNS", str(folder / "runs"))
-        patch.setenv("ZOO_CACHE", str(folder / "cache"))
+        base = tmp_path_factory.getbasetemp()  # a worker's own; arenas are rendered once for all of them
+        patch.setenv("ZOO_CACHE", str((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "arenas"))
         patch.setenv("WANDB_MODE", "disabled")
         yield folder
     signal.signal(signal.SIGINT, handler)

@@ -48,14 +48,19 @@ def test_changes_can_be_chosen():
 
 def test_subjects_are_pictures_of_one_known_object(tmp_path):
     source = SceneSubjects(n_train=300, n_val=10, n_test=20)
-    pairs = source.split("train", tmp_path)
-    texts = [pairs[i][1] for i in range(300)]
-    assert all(len(text.split()) == 7 and text.split()[2] in KNOWN_SHAPES for text in texts)
-    assert {text.split()[2] for text in texts} == set(KNOWN_SHAPES)
+    pairs, scenes = source.split("train", tmp_path), source.scenes("train")[0]
+    assert len(pairs) == 300
+    full = [set(text.split()) for text in caption(scenes)]
+    said = [pairs[i][1] for i in range(300)]
+    assert all(set(text.split()) <= words for text, words in zip(said, full, strict=True))
+    assert all(len(set(KNOWN_SHAPES) & set(text.split())) == 1 for text in said)
     known = [{pairs.documents[d] for d in row if d >= 0} for row in pairs.columns["known"]]
-    assert known == [{text} for text in texts]
+    assert known == [{text for text in said if set(text.split()) <= words} for words in full]
+    kinds = np.bincount([("on" in text.split()) + ("in" in text.split()) for text in said], minlength=3)
+    assert len(set(said)) > 100 and kinds.min() > 40 and "a circle" in said
+    assert said == [source.split("train", tmp_path)[i][1] for i in range(300)]
     Scenes(n_train=300, n_val=10, n_test=20).prepare(tmp_path)  # the caches of the two are apart
-    assert np.array_equal(source.split("train", tmp_path).queries.images, render(pairs.scenes, (0, 0)))
+    assert np.array_equal(source.split("train", tmp_path).queries.images, render(scenes, (0, 0)))
     assert source.composition_cases("test", tmp_path) == {}
 
 

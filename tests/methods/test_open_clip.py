@@ -274,3 +274,14 @@ def test_weights_that_cannot_be_downloaded_are_one_line(monkeypatch):
     monkeypatch.setattr(open_clip, "create_model", unreachable)
     with pytest.raises(ZooError, match="cannot build 'ViT-B-32-quickgelu' .*no network.*network if it names weights$"):
         OpenClip("ViT-B-32-quickgelu", "openai")
+
+
+def test_shipped_convolutions_run_in_the_fast_layout_and_give_what_open_clip_gives(tmp_path):
+    clip = built("scenes_resnet").eval()
+    tower = clip.tower("query")
+    assert (
+        tower.layout is torch.channels_last and OpenClip("scenes_tiny").tower("query").layout is torch.contiguous_format
+    )
+    clip.save_open_clip(tmp_path / "weights.bin", 0.07)
+    plain = reference(tmp_path / "weights.bin", "scenes_resnet")
+    torch.testing.assert_close(tower(images(3)), plain.encode_image(images(3)), rtol=1e-4, atol=1e-5)

@@ -46,10 +46,35 @@ def test_kernel_ranker_counts_similar_tokens():
             torch.testing.assert_close(found[i, j], expected, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("ids", [0, 7])
-def test_kernel_ranker_ignores_padding(ids):
+def test_a_duet_adds_the_cosine_of_bags_and_weighs_query_tokens():
     torch.manual_seed(0)
-    batch, ranker = batch_of(4, 2), KernelRanker(VOCAB, 8)
+    batch, ranker = batch_of(3, 1), KernelRanker(VOCAB, 8, duet=True)
+    documents, _ = lists(batch)
+    plain = KernelRanker(VOCAB, 8)
+    plain.load_state_dict(ranker.state_dict(), strict=False)
+
+    def bag(tokens):
+        return normalize(
+            torch.stack([ranker.embedding(i[m]).mean(0) for i, m in zip(tokens.ids, tokens.mask, strict=True)])
+        )
+
+    cosine = torch.einsum("bd,bgd->bg", bag(batch.anchor), bag(documents).view(3, 2, 8))
+    found = ranker(batch.anchor, documents)
+    torch.testing.assert_close(found, plain(batch.anchor, documents) + 10 * cosine)
+    with torch.no_grad():
+        ranker.gate.weight[batch.anchor.ids[0, 0]] = -50  # this token no longer counts over kernels
+        rest = Tokens(
+            batch.anchor.ids, batch.anchor.mask & (batch.anchor.ids != batch.anchor.ids[0, 0]), batch.anchor.pool
+        )
+        expected = plain(rest, documents) + 10 * cosine
+    torch.testing.assert_close(ranker(batch.anchor, documents), expected)
+
+
+@pytest.mark.parametrize("duet", [False, True])
+@pytest.mark.parametrize("ids", [0, 7])
+def test_kernel_ranker_ignores_padding(ids, duet):
+    torch.manual_seed(0)
+    batch, ranker = batch_of(4, 2), KernelRanker(VOCAB, 8, duet=duet)
     documents, _ = lists(batch)
     expected = ranker(batch.anchor, documents)
     assert expected.std() > 0.01

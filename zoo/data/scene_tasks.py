@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int, UInt8
 
+from zoo.data.collections import CollectionPairs, ImageArray
 from zoo.data.pairs import Split
 from zoo.data.scene_cases import Cases
 from zoo.data.scene_edits import (
@@ -103,9 +104,12 @@ class OODSets(NamedTuple):
 
 
 class SceneSubjects(Scenes):
-    """Pictures of one object, "a red circle on navy in oak", of the six shapes in `KNOWN_SHAPES`.
+    """Pictures of one object of the six shapes in `KNOWN_SHAPES`, whose captions leave things out.
 
-    The arena of out-of-distribution detection: `ood_sets` adds pictures that belong to no class. They cannot be edited.
+    "a red circle on navy in oak", "a circle on navy", "a circle": the shape is always named, and half of the time each of
+    the rest, so that "a circle" is a prompt like the captions. All captions of the split that are true of an image are
+    known. The arena of out-of-distribution detection: `ood_sets` adds pictures that belong to no class. They cannot be
+    edited.
 
     Args:
         seed: of the data set, which is the same for every run; not the run's seed.
@@ -123,6 +127,16 @@ class SceneSubjects(Scenes):
         n = self.lengths[split]
         scenes = _subjects(n, np.random.default_rng([self.seed, self._number(split)]))
         return scenes, np.arange(n), np.full(n, -1)
+
+    def split(self, split: Split, root: Path | None) -> CollectionPairs:  # type: ignore[override]
+        images, (scenes, *_) = ImageArray(self._images(split, root)), self.scenes(split)
+        true = [_mentions(*row) for row in scenes[:, [C0, S0, BACKGROUND, FRAME]].tolist()]
+        drawn = np.random.default_rng([self.seed, self._number(split), 1]).integers(8, size=len(true))
+        said = [texts[k] for texts, k in zip(true, drawn.tolist(), strict=True)]
+        numbers = {text: i for i, text in enumerate(dict.fromkeys(said))}
+        known = [(query, numbers[text]) for query, texts in enumerate(true) for text in texts if text in numbers]
+        document_of = np.array([numbers[text] for text in said])
+        return CollectionPairs(images, list(numbers), np.arange(len(true)), document_of, np.array(known))
 
     def composition_cases(self, split: Split, root: Path | None) -> dict[str, Cases]:
         """None: one object has nothing to be exchanged with."""
@@ -158,6 +172,16 @@ def _subjects(n: int, rng: np.random.Generator) -> SceneArray:
         scenes = np.concatenate([scenes, drawn[drawn[:, S0] < len(KNOWN_SHAPES)]])
     scenes[:, [C1, S1]] = -1
     return scenes[:n]
+
+
+def _mentions(colour: int, shape: int, ground: int, frame: int) -> list[str]:
+    """The eight captions of one object, from its shape alone to all there is to say."""
+    return [
+        f"a{first} {SHAPES[shape]}{second}{third}"
+        for first in ("", f" {COLOURS[colour]}")
+        for second in ("", f" on {BACKGROUNDS[ground]}")
+        for third in ("", f" in {FRAMES[frame]}")
+    ]
 
 
 def _gratings(n: int, rng: np.random.Generator) -> UInt8[np.ndarray, "N 3 32 32"]:

@@ -30,10 +30,13 @@ class ImageTower(nn.Module):
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
-        self.visual = visual
+        # The layout in which convolutions are fastest; a cut into patches is none.
+        convolves = any(isinstance(m, nn.Conv2d) and m.stride != m.kernel_size for m in visual.modules())
+        self.layout = torch.channels_last if convolves else torch.contiguous_format
+        self.visual = visual.to(memory_format=self.layout)
 
     def forward(self, images: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
-        return at_least_float32(self.visual(images))
+        return at_least_float32(self.visual(images.contiguous(memory_format=self.layout)))
 
 
 class TextTower(nn.Module):
@@ -69,7 +72,8 @@ class OpenClip(nn.Module):
     weights came with, and `save_open_clip` writes the trained one.
 
     Args:
-        model: name of an `open_clip` model ("ViT-B-32"), "scenes_tiny", or path of an `open_clip` configuration (.json).
+        model: name of an `open_clip` model ("ViT-B-32"), of one of ours ("scenes_tiny", "scenes_resnet"), or path of an
+            `open_clip` configuration (.json).
         pretrained: checkpoint file; or the name under which `open_clip` knows weights of this model ("laion2b_s34b_b79k"),
             which are downloaded. None starts from random weights.
         freeze: tower that is not trained.
@@ -165,7 +169,7 @@ def find_model(model: str) -> tuple[str, dict[str, Any]]:
     """Name in `open_clip`'s registry, and configuration, of a model.
 
     Args:
-        model: a name, "scenes_tiny", or path of a configuration, which is registered under its file's name.
+        model: a name, of ours too, or path of a configuration, which is registered under its file's name.
 
     Raises:
         ZooError: there is none, or it does not describe two towers.

@@ -17,6 +17,7 @@ from zoo.losses.coupled import CoupledPairLoss
 from zoo.losses.nce import info_nce
 from zoo.losses.scores import normalize
 from zoo.methods.dual import DualEncoder, Encoded
+from zoo.methods.pooling import masked_mean
 
 
 class KernelRanker(nn.Module):
@@ -28,12 +29,15 @@ class KernelRanker(nn.Module):
         vocab_size: entries of the vocabulary, the tokenizer's.
         dim: width of the token embeddings.
         kernels: Gaussian kernels between -1 and 1; one more, narrow, counts exact matches.
+        duet: weigh query tokens by a learned gate (as DRMM's, Guo et al. 2016, arXiv 1711.08611) and add a scaled cosine
+            of the mean token embeddings, so that the ranker also reads all that a bag of tokens does (Mitra et al. 2017,
+            arXiv 1610.08136).
     """
 
     centers: Tensor
     widths: Tensor
 
-    def __init__(self, vocab_size: int = 8192, dim: int = 64, kernels: int = 10) -> None:
+    def __init__(self, vocab_size: int = 8192, dim: int = 64, kernels: int = 10, duet: bool = False) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocab_size, dim, padding_idx=0)
         nn.init.normal_(self.embedding.weight, std=dim**-0.5)
@@ -43,20 +47,32 @@ class KernelRanker(nn.Module):
         self.register_buffer("widths", torch.cat([torch.tensor([1e-3]), torch.full((kernels,), step / 2)]))
         self.score = nn.Linear(kernels + 1, 1)
         self.norm = nn.LayerNorm(kernels + 1)
+        self.gate = nn.Embedding(vocab_size, 1) if duet else None
+        if self.gate is not None:
+            nn.init.zeros_(self.gate.weight)
+            self.scale = nn.Parameter(torch.tensor(10.0))
 
     def forward(self, query: Tokens, documents: Tokens) -> Float[Tensor, "B G"]:
         """Scores of each query's G documents; `documents` holds B * G of them, row i * G + j the j-th of query i."""
-        q, d = (normalize(self.embedding(t.ids)) for t in (query, documents))
+        embedded = [self.embedding(t.ids) for t in (query, documents)]
+        q, d = (normalize(x) for x in embedded)
         b = len(query)
         d = d.view(b, -1, *d.shape[1:])
         seen = documents.mask.view(b, -1, documents.mask.shape[1])
         cosine = torch.einsum("bqd,bgld->bgql", q, d)
+        weight = query.mask[:, None].to(cosine.dtype)
+        if self.gate is not None:
+            weight = weight * 2 * self.gate(query.ids).mT.sigmoid()
         features = []
         for center, width in zip(self.centers, self.widths, strict=True):  # one [B, G, Q, L] at a time
             soft = (-((cosine - center) ** 2) / (2 * width**2)).exp() * seen[:, :, None]
             counted = soft.sum(3).clamp_min(1e-10).log() * 0.1
-            features.append((counted * query.mask[:, None]).sum(2))
-        return self.score(self.norm(torch.stack(features, 2))).squeeze(2)
+            features.append((counted * weight).sum(2))
+        score = self.score(self.norm(torch.stack(features, 2))).squeeze(2)
+        if self.gate is None:
+            return score
+        bags = [normalize(masked_mean(x, t.mask)) for x, t in zip(embedded, (query, documents), strict=True)]
+        return score + self.scale * torch.einsum("bd,bgd->bg", bags[0], bags[1].view(b, -1, bags[1].shape[1]))
 
 
 def lists(batch: PairBatch) -> tuple[Tokens, Bool[Tensor, "B G"]]:
