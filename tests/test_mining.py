@@ -121,7 +121,7 @@ def test_command(files, capsys):
     ("words", "message"),
     [
         (["q.npy"], "mine reads two files, queries and documents"),
-        (["q.npy", "none.npy"], "no embeddings at none.npy"),
+        (["q.npy", "none.npy"], "no file none.npy"),
         (["q.npy", "text.npy"], "text.npy is no .npy file"),
         (["q.npy", "p.npy"], "embeddings are floating-point numbers"),
         (["q.npy", "wide.npy"], "queries are 16 wide and documents 3"),

@@ -6,20 +6,18 @@ import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
 
-from zoo.errors import ZooError
+from zoo.errors import ZooError, first_line
 from zoo.negatives.miners import Rules, lowest_known, unknown
 from zoo.negatives.table import NegativeTable
 from zoo.results import write_json
-from zoo.search import FaissIndex, recall, top_k
+from zoo.search import FaissIndex, Index, recall, top_k
 
-Index = Literal["exact", "hnsw", "ivf"]
+BLOCK = 16384  # queries between two writes
 Progress = Callable[[int, int], None]  # queries searched, and of how many
 
 
@@ -29,15 +27,31 @@ def read_embeddings(path: Path) -> np.ndarray:
     Raises:
         ZooError: no such file, or something else than a matrix of floating-point numbers.
     """
-    if not path.exists():
-        raise ZooError(f"no embeddings at {path}: numpy.save writes them, one row per item")
-    try:
-        array = np.load(path, mmap_mode="c")  # a private copy, as torch asks for memory that it may write to
-    except (ValueError, OSError, EOFError) as error:
-        raise ZooError(f"{path} is no .npy file of numbers: {str(error).splitlines()[0]}") from None
+    array = _read_npy(path)
     if array.ndim != 2 or array.dtype not in (np.float16, np.float32, np.float64) or 0 in array.shape:
         raise ZooError(f"{path} holds {array.dtype} {list(array.shape)}: embeddings are floating-point numbers [N, D]")
     return array
+
+
+def read_positives(path: Path) -> Int[np.ndarray, "Q P"]:
+    """A .npy file of each query's document numbers, `[Q]` or `[Q, P]` with -1 where there are fewer.
+
+    Raises:
+        ZooError: no such file, or something else than document numbers.
+    """
+    known = _read_npy(path)
+    if not np.issubdtype(known.dtype, np.integer) or known.ndim not in (1, 2) or known.min(initial=-1) < -1:
+        raise ZooError(f"{path} holds {known.dtype} {list(known.shape)}: positives are document numbers, [Q] or [Q, P]")
+    return known.reshape(len(known), -1)
+
+
+def _read_npy(path: Path) -> np.ndarray:
+    if not path.exists():
+        raise ZooError(f"no file {path}: numpy.save writes it, one row per query or document")
+    try:
+        return np.load(path, mmap_mode="c")  # a private copy, as torch asks for memory that it may write to
+    except (ValueError, OSError, EOFError) as error:
+        raise ZooError(f"{path} is no .npy file of numbers: {first_line(error)}") from None
 
 
 def search_files(
@@ -47,7 +61,7 @@ def search_files(
     folder: Path,
     index: Index = "exact",
     device: str | torch.device = "cpu",
-    block: int = 16384,
+    block: int = BLOCK,
     progress: Progress = lambda done, total: None,
 ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """`zoo.search.top_k` of arrays in memory map, block by block of queries, each written as soon as it is found.
@@ -151,19 +165,13 @@ def mine_files(
     scores, ids, found = search_files(queries, corpus, width, folder / "search", index, device, progress=progress)
     table = NegativeTable(ids, scores, [{"miner": "files", "index": index, "depth": depth, **found}])
     table = unknown(table, known, len(corpus), depth)
-    positives = np.concatenate(
-        [
-            lowest_known(_block(queries, start), torch.from_numpy(corpus), known[start : start + 16384])
-            for start in range(0, len(queries), 16384)
-        ]
-    )
+    blocks = [slice(start, start + BLOCK) for start in range(0, len(queries), BLOCK)]
+    documents = torch.from_numpy(corpus)
+    positives = [lowest_known(torch.from_numpy(queries[rows]), documents, known[rows]) for rows in blocks]
+    positives = np.concatenate(positives)
     table = rules.apply(table, positives if (known >= 0).any() else None)
     table.save(folder)
     return table, positives
-
-
-def _block(array: np.ndarray, start: int) -> Tensor:
-    return torch.from_numpy(array[start : start + 16384])
 
 
 def _identity(queries: np.ndarray, corpus: np.ndarray, k: int, index: Index) -> str:

@@ -13,6 +13,9 @@ from torch.nn.functional import pad
 from zoo.errors import ZooError
 from zoo.losses.scores import at_least_float32
 
+Approximate = Literal["hnsw", "ivf"]
+Index = Literal["exact", Approximate]
+
 _BLOCK = 16  # documents that share a maximum
 # Error of a rough product as a share of |q| |c|: bfloat16 moves a number by up to 2^-8 of itself (TF32 by less).
 _ROUGH = 2.0**-7 * 1.01
@@ -132,7 +135,7 @@ def faiss_top_k(
     queries: Float[Tensor, "Q D"],
     corpus: Float[Tensor, "N D"],
     k: int,
-    index: Literal["hnsw", "ivf"] = "hnsw",
+    index: Approximate = "hnsw",
 ) -> tuple[Float[Tensor, "Q k"], Int64[Tensor, "Q k"]]:
     """As `top_k`, but approximate and on the CPU; the id of a neighbour that the index did not find is -1.
 
@@ -151,7 +154,7 @@ def faiss_top_k(
 class FaissIndex:
     """A built index of `faiss_top_k`, to search block by block. Arguments and errors as there."""
 
-    def __init__(self, corpus: Float[Tensor, "N D"], k: int, index: Literal["hnsw", "ivf"] = "hnsw") -> None:
+    def __init__(self, corpus: Float[Tensor, "N D"], k: int, index: Approximate = "hnsw") -> None:
         _check(k, corpus)
         try:
             import faiss

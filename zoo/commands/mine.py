@@ -35,12 +35,12 @@ def main(args: Sequence[str]) -> int:
     import numpy as np
     import torch
 
-    from zoo.mining import mine_files, read_embeddings
+    from zoo.mining import mine_files, read_embeddings, read_positives
     from zoo.negatives.miners import Rules
     from zoo.negatives.summary import summary
 
     queries, corpus = (read_embeddings(Path(word)) for word in words)
-    known = _positives(options.positives, len(queries))
+    known = np.full((len(queries), 1), -1) if options.positives is None else read_positives(options.positives)
     chosen = Rules(**{name: value for name in rules if (value := getattr(options, name)) is not None})
     if chosen.need_positives and options.positives is None:
         raise ZooError("absolute_margin and relative_margin compare with positives: add --positives FILE.npy")
@@ -54,22 +54,6 @@ def main(args: Sequence[str]) -> int:
     print(summary(table, positives[np.isfinite(positives)]))
     print(f"wrote {options.out}: train with --data.table {options.out}")
     return 0
-
-
-def _positives(path: Path | None, n: int):
-    import numpy as np
-
-    if path is None:
-        return np.full((n, 1), -1)
-    if not path.exists():
-        raise ZooError(f"no file of positives at {path}")
-    try:
-        known = np.load(path)
-    except (ValueError, OSError, EOFError) as error:
-        raise ZooError(f"{path} is no .npy file of numbers: {str(error).splitlines()[0]}") from None
-    if not np.issubdtype(known.dtype, np.integer) or known.ndim not in (1, 2) or known.min(initial=-1) < -1:
-        raise ZooError(f"{path} holds {known.dtype} {list(known.shape)}: positives are document numbers, [Q] or [Q, P]")
-    return known.reshape(len(known), -1)
 
 
 class _Bar:

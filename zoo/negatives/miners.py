@@ -22,6 +22,7 @@ from zoo.distributed import shared_rows
 from zoo.errors import ZooError
 from zoo.losses.scores import at_least_float32
 from zoo.negatives.table import NegativeTable
+from zoo.search import Index, faiss_top_k, recall, top_k
 
 
 @dataclass
@@ -203,11 +204,9 @@ class EmbeddingMiner(SearchMiner):
         index: "exact", or one of `zoo.search.faiss_top_k`'s.
     """
 
-    def __init__(
-        self, depth: int = 50, rules: Rules | None = None, index: Literal["exact", "hnsw", "ivf"] = "exact"
-    ) -> None:
+    def __init__(self, depth: int = 50, rules: Rules | None = None, index: Index = "exact") -> None:
         super().__init__(depth, rules)
-        self.index: Literal["exact", "hnsw", "ivf"] = index
+        self.index: Index = index
 
     def search(self, pairs, embed):
         if embed is None:
@@ -216,8 +215,6 @@ class EmbeddingMiner(SearchMiner):
         scores, ids = _nearest(queries, documents, self.depth, self.index)
         record: dict[str, Any] = {"miner": "embedding", "index": self.index}
         if self.index != "exact":
-            from zoo.search import recall
-
             record["recall"] = recall(ids, queries, documents)
         return ids.cpu().numpy(), scores.cpu().numpy(), lowest_positive(queries, documents, pairs), record
 
@@ -228,7 +225,7 @@ def mine(
     k: int,
     known: np.ndarray | Tensor | None = None,
     rules: Rules | None = None,
-    index: Literal["exact", "hnsw", "ivf"] = "exact",
+    index: Index = "exact",
 ) -> NegativeTable:
     """The `k` documents of greatest inner product with each query that are not known to be its positives.
 
@@ -262,8 +259,6 @@ def unknown(table: NegativeTable, known: Int[np.ndarray, "Q P"], n_documents: in
 
 def _nearest(queries: Tensor, documents: Tensor, depth: int, index: str) -> tuple[Tensor, Tensor]:
     """Scores and numbers of the `depth` nearest documents, or of all there are; ranks share the queries."""
-    from zoo.search import faiss_top_k, top_k
-
     depth = min(depth, len(documents))
     search: Any = top_k if index == "exact" else partial(faiss_top_k, index=index)  # type: ignore[arg-type]
     return shared_rows(lambda rows: search(rows, documents, depth), queries)  # type: ignore[return-value]
