@@ -179,7 +179,7 @@ def mined():
         return top_k(rows, *args)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zoo.search.top_k", spy)
+        patch.setattr("zoo.negatives.miners.top_k", spy)
         table = mine(queries, documents, 4, torch.arange(7), Rules(relative_margin=0.1))
     return {"ids": torch.from_numpy(table.ids), "scores": torch.from_numpy(table.scores), "searched": sum(searched)}
 
