@@ -105,22 +105,28 @@ def index() -> dict[str, Path]:
     Raises:
         ZooError: two files of one root share a name.
     """
-    found: dict[str, Path] = {}
+    return {name: Path(file) for name, file in _files().items()}
+
+
+def _files() -> dict[str, str]:
+    """`index` as strings: each command looks up many recipes, and a Path for every file takes longer than the folders."""
+    found: dict[str, str] = {}
     for root in roots():
-        here: dict[str, Path] = {}
-        for path in sorted(_recipe_files(root)):
-            if path.stem in here:
-                raise ZooError(f"two recipes are named {path.stem!r}: {here[path.stem]} and {path}; rename one")
-            here[path.stem] = path
+        here: dict[str, str] = {}
+        for file in sorted(_recipe_files(str(root))):
+            name = file.rpartition("/")[2].removesuffix(".yaml")
+            if name in here:
+                raise ZooError(f"two recipes are named {name!r}: {here[name]} and {file}; rename one")
+            here[name] = file
         found = here | found
     return found
 
 
-def _recipe_files(root: Path) -> Iterator[Path]:
+def _recipe_files(root: str) -> Iterator[str]:
     for folder, below, files in os.walk(root):
         below[:] = [name for name in below if not name.startswith("_")]
-        if Path(folder) != root:
-            yield from (Path(folder, f) for f in files if f.endswith(".yaml") and not f.startswith("_"))
+        if folder != root:
+            yield from (f"{folder}/{f}" for f in files if f.endswith(".yaml") and not f.startswith("_"))
 
 
 def names() -> list[str]:
@@ -291,10 +297,10 @@ def _immaterial(key: str) -> bool:
 
 
 def _path(name: str) -> Path:
-    known = index()
+    known = _files()
     if name not in known:
         raise ZooError(f"no recipe {name!r}{suggest(name, known) or '; see `python -m zoo list`'}")
-    return known[name]
+    return Path(known[name])
 
 
 def _relative(path: Path) -> Path:
