@@ -187,7 +187,7 @@ def load_card(name: str, overlays: Sequence[str] = ()) -> RecipeCard:
     """
     paths = layers(name, overlays)
     card = merge(paths).get("recipe") or {}
-    where = _path(name)
+    where = next(path for path in paths if path.stem == name)  # above defaults, below overlays
     if not isinstance(card, dict):
         raise ZooError(f"{where}: recipe must be a mapping, not {card!r}")
     card = {"name": name, "family": _relative(where).parts[0], **card}

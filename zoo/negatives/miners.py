@@ -257,10 +257,10 @@ def unknown(table: NegativeTable, known: Int[np.ndarray, "Q P"], n_documents: in
     return NegativeTable(table.ids[:, :k], table.scores[:, :k], table.provenance)
 
 
-def _nearest(queries: Tensor, documents: Tensor, depth: int, index: str) -> tuple[Tensor, Tensor]:
+def _nearest(queries: Tensor, documents: Tensor, depth: int, index: Index) -> tuple[Tensor, Tensor]:
     """Scores and numbers of the `depth` nearest documents, or of all there are; ranks share the queries."""
     depth = min(depth, len(documents))
-    search: Any = top_k if index == "exact" else partial(faiss_top_k, index=index)  # type: ignore[arg-type]
+    search: Any = top_k if index == "exact" else partial(faiss_top_k, index=index)
     return shared_rows(lambda rows: search(rows, documents, depth), queries)  # type: ignore[return-value]
 
 
