@@ -15,6 +15,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from statistics import fmean, stdev
@@ -252,6 +253,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     return mean, mean - half, mean + half
 
 
+@lru_cache
 def t_quantile(p: float, degrees: int) -> float:
     """Quantile of Student's t for p > 0.5 and whole degrees of freedom, by bisection of the closed form.
 

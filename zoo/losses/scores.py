@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -52,7 +54,38 @@ def log_sum_negatives(
     negatives: Float[Tensor, "B M"], weight: Weight, temperature: float | Tensor
 ) -> Float[Tensor, "B 1"]:
     """log of the (weighted) sum of exp(negatives / temperature) per row; the lowest finite value where all are masked."""
+    masked = weight is None or weight.dtype == torch.bool
+    scalar = not isinstance(temperature, Tensor) or temperature.dim() == 0
+    if masked and scalar and negatives.shape[1] and not torch.compiler.is_compiling():
+        return _LogSumExp.apply(at_least_float32(negatives), weight, temperature)  # type: ignore[return-value]
     return negative_logits(negatives, weight, temperature).logsumexp(1, keepdim=True)
+
+
+class _LogSumExp(torch.autograd.Function):
+    """`negative_logits` and their logsumexp, which autograd would walk through the matrix three times as often for."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, mask: Tensor | None, temperature: float | Tensor) -> Tensor:
+        logits = scores / temperature
+        lowest = torch.finfo(logits.dtype).min
+        if mask is not None:
+            logits.masked_fill_(~mask, lowest)
+        peak = logits.amax(1, keepdim=True)
+        mass = logits.sub_(peak).exp_().sum(1, keepdim=True)
+        if any(ctx.needs_input_grad):
+            # A row without negatives is all ones here, and has no gradient.
+            factor = torch.where(peak > lowest, 1 / (mass * temperature), 0.0)
+            ctx.save_for_backward(logits, factor, scores, torch.as_tensor(temperature))
+        return peak + mass.log()
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        exponentials, factor, scores, temperature = ctx.saved_tensors
+        d_scores = exponentials * (factor * grads[0])
+        d_temperature = None
+        if ctx.needs_input_grad[2]:
+            d_temperature = -torch.dot(d_scores.flatten(), scores.flatten()) / temperature
+        return d_scores, None, d_temperature
 
 
 def zero_where_all_masked(loss: Float[Tensor, "B P"], weight: Weight) -> Float[Tensor, "B P"]:

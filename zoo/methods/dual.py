@@ -176,10 +176,11 @@ class DualEncoder(CachedMethod):
 
     def plain_loss(self, x: PairEmbeddings, batch: PairBatch) -> tuple[Tensor, tuple[Tensor, Tensor, Any]]:
         """The loss, and the scores that it was made of."""
-        scores = self.candidate_scores(x, self.vet(score_blocks(x, self.blocks), x, batch))
+        blocks = score_blocks(x, self.blocks)
+        scores = self.candidate_scores(x, self.vet(blocks, x, batch))
         loss = self.loss(*scores)
         if self.symmetric:
-            loss = (loss + self.loss(scores[0], *self.backward_scores(x))) / 2
+            loss = (loss + self.loss(scores[0], *self.backward_scores(x, blocks.get("qd")))) / 2
         return loss, scores
 
     def lean_loss(self, x: PairEmbeddings) -> Float[Tensor, ""]:
@@ -231,8 +232,18 @@ class DualEncoder(CachedMethod):
         return positives, *join({**blocks, "qd": Block(scores, mask)})
 
     @staticmethod
-    def backward_scores(x: PairEmbeddings) -> tuple[Float[Tensor, "B Q"], Bool[Tensor, "B Q"]]:
-        """The other direction: document i against all queries, its own not among the negatives."""
+    def backward_scores(
+        x: PairEmbeddings, forward: Block | None = None
+    ) -> tuple[Float[Tensor, "B Q"], Bool[Tensor, "B Q"]]:
+        """The other direction: document i against all queries, its own not among the negatives.
+
+        Args:
+            x: embeddings.
+            forward: block `qd` of these embeddings, if it is there: on one rank it holds these scores as columns.
+        """
+        pairs = len(x.queries)
+        if forward is not None and forward.weight is not None and len(x.query) == pairs:
+            return forward.scores[:, :pairs].T, forward.weight[:, :pairs].T  # type: ignore[return-value]
         block = score_blocks(x, ("dq",))["dq"]
         own = torch.arange(len(x.query), device=x.query.device)
         mask = block.weight.clone()  # type: ignore[union-attr]
