@@ -23,7 +23,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
@@ -201,6 +201,9 @@ class ZooCLI(LightningCLI):
         trainer = config["trainer"]
         trainer.callbacks = list(_items(trainer.callbacks))
         trainer.enable_model_summary = bool(trainer.enable_model_summary)  # on request
+        if trainer.enable_progress_bar is not False and not any("ProgressBar" in c.class_path for c in trainer.callbacks):
+            # Lightning's would be drawn up to a hundred times a second, and training waits meanwhile.
+            self.trainer_defaults = {"callbacks": RichProgressBar(refresh_rate=10)}
         portable = config.clone()
         seed = config["seed_everything"]
         if isinstance(seed, bool) or seed is None:  # Lightning turned `true` into a number already

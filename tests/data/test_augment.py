@@ -49,9 +49,12 @@ def test_colour_matches_torchvision_per_image(ours, theirs, factors):
     torch.testing.assert_close(ours(images, torch.tensor(factors)), expected, atol=2e-6, rtol=0)
 
 
+@pytest.mark.parametrize("bytes_", [False, True])
 @pytest.mark.parametrize("size", [8, 20, 33, 100])
-def test_resized_crop_matches_torchvision(size):
+def test_resized_crop_matches_torchvision(size, bytes_):
     images = _images()
+    if bytes_:
+        images = (images * 255).to(torch.uint8)
     box = CropBox(
         top=torch.tensor([0, 3, 19, 5, 0, 2]),
         left=torch.tensor([0, 4, 2, 0, 9, 1]),
@@ -64,7 +67,9 @@ def test_resized_crop_matches_torchvision(size):
         top, left, height, width = (int(v[i]) for v in box)
         cut = tv.resized_crop(image, top, left, height, width, [size, size], antialias=True)
         expected.append(tv.horizontal_flip(cut) if flip[i] else cut)
-    torch.testing.assert_close(resized_crop(images, box, size, flip), torch.stack(expected), atol=1e-5, rtol=0)
+    error = 0 if size > 96 else 1.1  # torchvision rounds after rows and after columns
+    atol = error if bytes_ else 1e-5
+    torch.testing.assert_close(resized_crop(images, box, size, flip), torch.stack(expected).float(), atol=atol, rtol=0)
 
 
 @pytest.mark.parametrize("kernel", [3, 7])

@@ -92,13 +92,12 @@ def rows(found: Iterable[Result]) -> list[dict[str, Any]]:
 
 def board_rows(board: Board) -> list[dict[str, Any]]:
     """One row per part of a claim, per primary metric without one, and per reference that needs no training."""
-    known = recipes.index()
+    cards = {card.name: card for card in recipes.load_cards(recipes.index().keys() & board.runs)}
     table: list[dict[str, Any]] = []
     seen = set()
     for recipe, by_seed in board.runs.items():
-        card = recipes.load_card(recipe) if recipe in known else None
         base = {"recipe": recipe, "arena": board.arena, "budget": board.budget, "variant": board.variant}
-        for row in _recipe_rows(base, by_seed, card, board.runs):
+        for row in _recipe_rows(base, by_seed, cards.get(recipe), board.runs):
             identity = (row["part"], row["mean"]) if row["part"] in REFERENCES.values() else (recipe, len(table))
             if identity not in seen:
                 seen.add(identity)

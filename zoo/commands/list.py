@@ -13,7 +13,7 @@ def main(args: Sequence[str]) -> int:
     parser = Options("zoo list [--format table|json]", "All recipes.")
     parser.add_argument("--format", choices=("table", "json"), default="table")
     wanted = parser.read(args).format
-    cards = [recipes.load_card(name) for name in recipes.names()]
+    cards = recipes.load_cards(recipes.names())
     if wanted == "json":
         import json
 

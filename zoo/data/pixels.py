@@ -61,4 +61,4 @@ class Pixels(nn.Module):
         if height != width:
             raise ZooError(f"crop_scale crops square images, and these are {height} x {width}: remove it")
         box = draw_crops(n, height, width, self.crop_scale, device=inputs.device)
-        return (resized_crop(inputs.float() / 255, box, height) - self.mean) / self.std
+        return (resized_crop(inputs, box, height) / 255 - self.mean) / self.std

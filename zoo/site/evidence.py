@@ -26,7 +26,7 @@ FAMILIES = {
 
 def families() -> dict[str, list[RecipeCard]]:
     """Cards by family, in the order of `FAMILIES`, then any others."""
-    cards = [recipes.load_card(name) for name in recipes.names()]
+    cards = recipes.load_cards(recipes.names())
     order = [*FAMILIES, *sorted({c.family for c in cards} - set(FAMILIES))]
     grouped = {family: [c for c in cards if c.family == family] for family in order}
     return {family: found for family, found in grouped.items() if found}
