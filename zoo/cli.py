@@ -201,7 +201,9 @@ class ZooCLI(LightningCLI):
         trainer = config["trainer"]
         trainer.callbacks = list(_items(trainer.callbacks))
         trainer.enable_model_summary = bool(trainer.enable_model_summary)  # on request
-        if trainer.enable_progress_bar is not False and not any("ProgressBar" in c.class_path for c in trainer.callbacks):
+        if trainer.enable_progress_bar is not False and not any(
+            "ProgressBar" in c.class_path for c in trainer.callbacks
+        ):
             # Lightning's would be drawn up to a hundred times a second, and training waits meanwhile.
             self.trainer_defaults = {"callbacks": RichProgressBar(refresh_rate=10)}
         portable = config.clone()

@@ -79,15 +79,15 @@ def padded(rows: Sequence[Row], skipped: int | Sequence[int], pad_id: int = 0) -
         skipped: how many tokens in front are not pooled, of all rows or of each; where that leaves none, all are.
         pad_id: id of the padding.
     """
-    width = max((len(row) for row in rows), default=1)
-    ids = np.full((len(rows), max(width, 1)), pad_id, np.int64)
-    for i, row in enumerate(rows):
-        ids[i, : len(row)] = row
-    lengths = torch.tensor([max(len(row), 1) for row in rows], dtype=torch.int64)
-    at = torch.arange(ids.shape[1])
-    mask = at < lengths[:, None]
-    pool = mask & (at >= torch.as_tensor(skipped, dtype=torch.int64).view(-1, 1))
-    return Tokens(torch.from_numpy(ids), mask, torch.where(pool.any(1, keepdim=True), pool, mask))
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))[:, None]
+    at = np.arange(max(lengths.max(initial=0), 1))
+    ids = np.full((len(rows), len(at)), pad_id, np.int64)
+    if len(rows):
+        ids[at < lengths] = np.concatenate(rows)
+    mask = at < np.maximum(lengths, 1)
+    pool = mask & (at >= np.reshape(skipped, (-1, 1)))
+    pool = np.where(pool.any(1, keepdims=True), pool, mask)
+    return Tokens(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(pool))
 
 
 def portable_words() -> tuple[Any, Any]:

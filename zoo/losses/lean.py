@@ -12,7 +12,7 @@ from torch import Tensor
 
 from zoo.negatives.known import known_positives
 
-TILE_BYTES = 2**26
+TILE_BYTES = 2**24
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,8 @@ def lean_info_nce(
         label_smoothing: as in `info_nce`.
         negatives: further negatives of each query, that are no other query's.
         negatives_mask: False drops one of these; None keeps all.
-        chunk: queries at a time; None takes as many as `TILE_BYTES` hold scores of, up to 512.
+        chunk: queries at a time; None takes as many as `TILE_BYTES`, or an eighth of the documents' bytes, hold scores of,
+            up to 512.
     """
     wide = torch.promote_types(queries.dtype, torch.float32)
     scale = 1 / torch.as_tensor(temperature, dtype=wide, device=queries.device)
@@ -80,7 +81,7 @@ def lean_info_nce(
     if negatives is not None:
         more = torch.einsum("bd,bkd->bk", q, negatives.to(wide)) * scale
     if chunk is None:
-        chunk = min(512, max(1, TILE_BYTES // (q.element_size() * (len(d) + more.shape[1]))))
+        chunk = min(512, max(1, TILE_BYTES // (q.element_size() * (len(d) + more.shape[1])), q.shape[1] // 8))
     return _LeanNCE.apply(q, d, scale, more, own, keys, negatives_mask, label_smoothing, chunk)  # type: ignore[return-value]
 
 
