@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 Weight = Bool[Tensor, "B M"] | Float[Tensor, "B M"] | None
 
@@ -79,6 +80,7 @@ class _LogSumExp(torch.autograd.Function):
         return peak + mass.log()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         exponentials, factor, scores, temperature = ctx.saved_tensors
         d_scores = exponentials * (factor * grads[0])
