@@ -218,12 +218,21 @@ def markdown(found: list[dict[str, Any]]) -> str:
 
 def _print(found: list[dict[str, Any]]) -> None:
     from rich.table import Table
+    from rich.text import Text
 
     terminal = console()
     if not found:
         terminal.print("no results yet; python -m zoo verify RECIPE")
     colours = {"confirmed": "green", "refuted": "red", "inconclusive": "yellow"}
     for title, lines in _tables(found).items():
+        widths = [max(map(len, column)) for column in zip(HEADER, *lines, strict=True)]
+        if sum(widths) + 2 * len(widths) <= terminal.width:  # as rich needs half a second for 300 rows
+            padded = ("  ".join(map(str.ljust, line, widths)).rstrip() for line in [HEADER, *lines])
+            text = Text("\n".join([title, *padded]), no_wrap=True)
+            for verdict, colour in colours.items():
+                text.highlight_words([f"  {verdict}  "], colour)
+            terminal.print(text)
+            continue
         table = Table(title=title, title_justify="left", box=None, pad_edge=False)
         for name in HEADER:
             table.add_column(name, overflow="fold", no_wrap=name in ("recipe", "verdict", "seeds", "time"))
