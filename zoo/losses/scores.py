@@ -81,7 +81,7 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         exponentials, factor, scores, temperature = ctx.saved_tensors
         d_scores = exponentials * (factor * grads[0])
         d_temperature = None
