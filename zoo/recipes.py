@@ -15,10 +15,10 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from functools import cache
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -28,7 +28,6 @@ from zoo.errors import ZooError
 
 Part = Literal["mechanism", "quality"]
 Direction = Literal["higher", "lower"]
-Read = Callable[[Path], dict[str, Any]]
 
 
 @dataclass
@@ -167,21 +166,14 @@ def layers(name: str, overlays: Sequence[str] = ()) -> list[Path]:
     return paths
 
 
-def merge(paths: Iterable[Path], read: Read | None = None) -> dict[str, Any]:
+def merge(paths: Iterable[Path]) -> dict[str, Any]:
     """Merge YAML files, later ones on top.
 
     Mappings merge key by key; lists and scalars are replaced; `key+:` appends its list to the one below. Where a layer
     names another `class_path`, the class below goes with all its `init_args`: the new class starts from its own
     defaults. (A class named on the command line is Lightning's: it keeps the `init_args` that both classes know.)
-
-    Args:
-        paths: the files.
-        read: `read_yaml`, or one that remembers.
     """
-    merged: dict[str, Any] = {}
-    for path in paths:
-        merged = _merged(merged, (read or read_yaml)(path))
-    return merged
+    return reduce(_merged, map(read_yaml, paths), {})
 
 
 def load_card(name: str, overlays: Sequence[str] = ()) -> RecipeCard:
@@ -190,17 +182,19 @@ def load_card(name: str, overlays: Sequence[str] = ()) -> RecipeCard:
     Raises:
         ZooError: unknown recipe, unknown or missing field, or a value that the field does not take.
     """
-    return _card(name, layers(name, overlays), read_yaml)
+    paths = layers(name, overlays)
+    return _card(name, paths, merge(paths))
 
 
 def load_cards(wanted: Iterable[str]) -> list[RecipeCard]:
     """`load_card` of each: files that they share are read once."""
     read = cache(read_yaml)
-    return [_card(name, layers(name), read) for name in wanted]
+    found = [(name, layers(name)) for name in wanted]
+    return [_card(name, paths, reduce(_merged, map(read, paths), {})) for name, paths in found]
 
 
-def _card(name: str, paths: Sequence[Path], read: Read) -> RecipeCard:
-    card = merge(paths, read).get("recipe") or {}
+def _card(name: str, paths: Sequence[Path], config: dict[str, Any]) -> RecipeCard:
+    card = config.get("recipe") or {}
     where = next(path for path in paths if path.stem == name)  # above defaults, below overlays
     if not isinstance(card, dict):
         raise ZooError(f"{where}: recipe must be a mapping, not {card!r}")

@@ -40,7 +40,7 @@ def negative_logits(
         return logits
     lowest = torch.finfo(logits.dtype).min
     if weight.dtype == torch.bool:
-        return logits.masked_fill(~weight, lowest)
+        return logits.masked_fill_(~weight, lowest)
     return torch.where(weight > 0, logits + weight.clamp_min(torch.finfo(logits.dtype).tiny).log(), lowest)
 
 
@@ -67,15 +67,12 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, scores: Tensor, mask: Tensor | None, temperature: float | Tensor) -> Tensor:
-        logits = scores / temperature
-        lowest = torch.finfo(logits.dtype).min
-        if mask is not None:
-            logits.masked_fill_(~mask, lowest)
+        logits = negative_logits(scores, mask, temperature)
         peak = logits.amax(1, keepdim=True)
         mass = logits.sub_(peak).exp_().sum(1, keepdim=True)
         if any(ctx.needs_input_grad):
             # A row without negatives is all ones here, and has no gradient.
-            factor = torch.where(peak > lowest, 1 / (mass * temperature), 0.0)
+            factor = torch.where(peak > torch.finfo(peak.dtype).min, 1 / (mass * temperature), 0.0)
             ctx.save_for_backward(logits, factor, scores, torch.as_tensor(temperature))
         return peak + mass.log()
 
