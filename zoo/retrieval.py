@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from zoo.data.tokenizers import words
@@ -70,30 +70,38 @@ def retrieval_metrics(
 
 
 def bm25_run(queries: Sequence[str], documents: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-    """BM25 (k1 = 1.5, b = 0.75) over identifiers' parts, best first, ties by document number.
+    """The best documents by `bm25_scores`, ties by document number.
 
     Returns:
         Document numbers and scores, `[Q, k]` each. A document that shares no word with the query is not retrieved: -1
         and -inf pad.
     """
+    found = [best_of(scores, k) for scores in bm25_scores(queries, documents)]
+    empty = np.empty((0, min(k, len(documents))))
+    ids, scores = zip(*found, strict=True) if found else (empty, empty)
+    return np.array(ids, np.int64), np.array(scores, np.float32)
+
+
+def bm25_scores(queries: Sequence[str], documents: Sequence[str]) -> Iterator[Float[np.ndarray, " N"]]:
+    """BM25 (k1 = 1.5, b = 0.75) of all documents over identifiers' parts, query by query; 0 where no word is shared."""
     import bm25s
 
-    ids = np.full((len(queries), min(k, len(documents))), -1, np.int64)
-    scores = np.full(ids.shape, -np.inf, np.float32)
     collection = [_terms(text) for text in documents]
-    if not any(collection):
-        return ids, scores
     index = bm25s.BM25(k1=1.5, b=0.75)
-    index.index([terms or [""] for terms in collection], show_progress=False)  # it cannot read a list without words
-    for row, terms in enumerate(map(_terms, queries)):
-        if not terms:
-            continue
-        found = index.get_scores(terms)
-        last = np.partition(found, -ids.shape[1])[-ids.shape[1]]
-        able = np.flatnonzero((found >= last) & (found > 0))
-        best = able[np.argsort(-found[able], kind="stable")][: ids.shape[1]]
-        ids[row, : len(best)], scores[row, : len(best)] = best, found[best]
-    return ids, scores
+    if any(collection):  # it cannot read a list without words
+        index.index([terms or [""] for terms in collection], show_progress=False)
+    for terms in map(_terms, queries):
+        yield index.get_scores(terms) if terms and any(collection) else np.zeros(len(documents), np.float32)
+
+
+def best_of(scores: Float[np.ndarray, " N"], k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers and scores of the `k` greatest positive scores, ties by number; -1 and -inf pad."""
+    k = min(k, len(scores))
+    last = np.partition(scores, -k)[-k]
+    able = np.flatnonzero((scores >= last) & (scores > 0))
+    best = able[np.argsort(-scores[able], kind="stable")][:k]
+    gap = (0, k - len(best))
+    return np.pad(best, gap, constant_values=-1), np.pad(scores[best], gap, constant_values=-np.inf)
 
 
 def _terms(text: str) -> list[str]:

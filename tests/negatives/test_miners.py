@@ -166,6 +166,16 @@ def test_bm25_ranks_by_shared_words_and_leaves_out_those_without():
     assert table.provenance == [{"depth": 5, "miner": "bm25"}, {"rule": "drop_positives", "rejected": 1}]
 
 
+def test_bm25_scores_positives_for_the_margins():
+    documents = ["read lines", "read", "read lines lines", "other", "lines again"]
+    pairs = TextPairs(["read lines", "missing"], documents, np.array([0, 1]), np.array([0, 3]))
+    ids, scores, positives, _ = Bm25Miner(5).search(pairs, None)
+    own = scores[0][ids[0] == 0]
+    assert positives.tolist() == [*own, 0.0]
+    table = Bm25Miner(5, Rules(relative_margin=0.05)).mine(pairs)
+    assert set(rows(table)[0]) == {n for n, s in zip(ids[0], scores[0], strict=True) if -np.inf < s <= 0.95 * own} != set()
+
+
 class Other(PairDataset):
     def __len__(self):
         return 1

@@ -182,15 +182,19 @@ class NamedNegatives(Miner):
 
 
 class Bm25Miner(SearchMiner):
-    """The best documents by BM25, those that share a word with the query. Arguments as in `SearchMiner`, but no margins."""
+    """The best documents by BM25, those that share a word with the query. Arguments as in `SearchMiner`."""
 
     reads = TextPairs
 
     def search(self, pairs, embed):
-        from zoo.retrieval import bm25_run
+        from zoo.retrieval import best_of, bm25_scores
 
-        ids, scores = bm25_run(pairs.queries, pairs.documents, self.depth)
-        return ids, scores, None, {"miner": "bm25"}
+        found = [
+            (*best_of(scores, self.depth), scores[own[own >= 0]].min(initial=np.inf))
+            for scores, own in zip(bm25_scores(pairs.queries, pairs.documents), _known(pairs), strict=True)
+        ]
+        ids, scores, positives = map(np.array, zip(*found, strict=True))
+        return ids, scores, positives, {"miner": "bm25"}
 
 
 class EmbeddingMiner(SearchMiner):
@@ -268,9 +272,14 @@ def lowest_positive(
     queries: Float[Tensor, "Q D"], documents: Float[Tensor, "N D"], pairs: CollectionPairs
 ) -> Float[np.ndarray, " Q"]:
     """Each query's lowest score among its known positives."""
+    return lowest_known(queries, documents, _known(pairs))
+
+
+def _known(pairs: CollectionPairs) -> Int[np.ndarray, "Q P"]:
+    """Numbers of each query's known positives, -1 padded."""
     known = np.full((len(pairs.queries), pairs.columns["known"].shape[1]), -1)
     known[pairs.query_of] = pairs.columns["known"]
-    return lowest_known(queries, documents, known)
+    return known
 
 
 @torch.no_grad()
