@@ -23,15 +23,28 @@ def brute(queries, corpus, k):
     return [[row[j] for j in ids] for row, ids in zip(scores, order, strict=True)], order
 
 
-@pytest.fixture(params=[torch.bfloat16, torch.float32])
-def rough_dtype(request, monkeypatch):
-    """Whatever the processor, both precisions of the rough pass."""
-    monkeypatch.setattr(search, "_rough_dtype", lambda device: request.param)
+@pytest.fixture(params=[(torch.bfloat16, search._BFLOAT16), (torch.float32, search._BFLOAT16), (torch.float32, 2**-22)])
+def rough(request, monkeypatch):
+    """Whatever the processor, all precisions of the rough pass."""
+    monkeypatch.setattr(search, "_rough", lambda device: request.param)
 
 
-@pytest.mark.usefixtures("rough_dtype")
+def test_float32_products_are_not_trusted_where_they_may_be_made_of_less(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    assert search._rough(torch.device("cpu")) == (torch.float32, 2**-22)
+    assert search._rough(torch.device("cuda")) == (torch.float32, search._BFLOAT16)
+    matmul = torch.backends.mkldnn.matmul
+    before = matmul.fp32_precision
+    try:
+        matmul.fp32_precision = "bf16"
+        assert search._rough(torch.device("cpu")) == (torch.float32, search._BFLOAT16)
+    finally:
+        matmul.fp32_precision = before
+
+
+@pytest.mark.usefixtures("rough")
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
-@settings(max_examples=30)
+@settings(max_examples=12)
 @given(st.integers(1, 90), st.integers(1, 5), st.integers(1, 3), st.integers(0, 3), st.integers(0, 99), st.data())
 def test_equals_a_full_sort_with_ties(dtype, n, q, d, limit, seed, data):
     g = torch.Generator().manual_seed(seed)
@@ -43,7 +56,7 @@ def test_equals_a_full_sort_with_ties(dtype, n, q, d, limit, seed, data):
     assert scores.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
 
 
-@pytest.mark.usefixtures("rough_dtype")
+@pytest.mark.usefixtures("rough")
 @pytest.mark.parametrize("common", [0.0, 30.0])  # an untrained encoder's embeddings lie close together
 @pytest.mark.parametrize(("k", "chunk"), [(5, 3000), (5, 700), (200, 700), (200, 100)])
 def test_finds_what_the_rough_pass_cannot_tell_apart(common, k, chunk):
@@ -60,7 +73,7 @@ def test_finds_what_the_rough_pass_cannot_tell_apart(common, k, chunk):
     assert all(len(set(row)) == k for row in ids.tolist())
 
 
-@pytest.mark.usefixtures("rough_dtype")
+@pytest.mark.usefixtures("rough")
 def test_chunks_change_no_bit_and_equal_documents_keep_their_order():
     queries, half = seeded(9, 33), seeded(500, 33, seed=1)
     corpus = torch.cat([half, half])
@@ -71,7 +84,7 @@ def test_chunks_change_no_bit_and_equal_documents_keep_their_order():
         assert torch.equal(other[0], scores) and torch.equal(other[1], ids)
 
 
-@pytest.mark.usefixtures("rough_dtype")
+@pytest.mark.usefixtures("rough")
 @pytest.mark.parametrize("scale", [1e-12, 1e12])
 def test_scale_of_the_embeddings_does_not_matter(scale):
     queries, corpus = seeded(4, 16), seeded(600, 16, seed=1)
@@ -79,7 +92,7 @@ def test_scale_of_the_embeddings_does_not_matter(scale):
     assert torch.equal(top_k(queries, corpus * scale, 9)[1], top_k(queries, corpus, 9)[1])
 
 
-@pytest.mark.usefixtures("rough_dtype")
+@pytest.mark.usefixtures("rough")
 def test_half_precision_is_widened_before_it_is_multiplied():
     corpus = torch.tensor([[256.0, 0.0], [256.0, 1.0]], dtype=torch.bfloat16)  # 257 is no bfloat16
     scores, ids = top_k(torch.ones(1, 2, dtype=torch.bfloat16), corpus, 2)

@@ -150,8 +150,11 @@ def layers(name: str, overlays: Sequence[str] = ()) -> list[Path]:
     Raises:
         ZooError: no such recipe or overlay.
     """
-    path = _path(name)
-    family = _relative(path).parent
+    return _layers(_path(name), overlays)
+
+
+def _layers(path: Path, overlays: Sequence[str]) -> list[Path]:
+    name, family = path.stem, _relative(path).parent
     folders = [*reversed(family.parents), family]
     paths = [file for folder in folders if (file := _first(folder / "_defaults.yaml"))]
     paths.append(path)
@@ -187,9 +190,9 @@ def load_card(name: str, overlays: Sequence[str] = ()) -> RecipeCard:
 
 
 def load_cards(wanted: Iterable[str]) -> list[RecipeCard]:
-    """`load_card` of each: files that they share are read once."""
-    read = cache(read_yaml)
-    found = [(name, layers(name)) for name in wanted]
+    """`load_card` of each, which exist: folders and the files that they share are read once."""
+    read, known = cache(read_yaml), _files()
+    found = [(name, _layers(Path(known[name]), ())) for name in wanted]
     return [_card(name, paths, reduce(_merged, map(read, paths), {})) for name, paths in found]
 
 

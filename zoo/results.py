@@ -16,9 +16,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from importlib import metadata
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any, Literal
 
 from zoo.errors import ZooError
@@ -249,7 +248,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float]:
     mean = fmean(values)
     if len(values) == 1:
         return mean, -math.inf, math.inf
-    half = t_quantile(0.975, len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    deviation = math.dist(values, [mean] * len(values)) / math.sqrt(len(values) - 1)
+    half = t_quantile(0.975, len(values) - 1) * deviation / math.sqrt(len(values))
     return mean, mean - half, mean + half
 
 
@@ -279,6 +279,8 @@ def _t_central(angle: float, degrees: int) -> float:
 
 def versions() -> dict[str, str]:
     """Versions of what a result depends on."""
+    from importlib import metadata  # twice as long as the rest of this module
+
     found = {"python": ".".join(map(str, sys.version_info[:3]))}
     for package in ("negatives-zoo", "torch", "lightning", "numpy", "torchvision", "scikit-learn"):
         try:

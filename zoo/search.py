@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Literal
 
 import numpy as np
@@ -17,8 +18,7 @@ Approximate = Literal["hnsw", "ivf"]
 Index = Literal["exact", Approximate]
 
 _BLOCK = 16  # documents that share a maximum
-# Error of a rough product as a share of |q| |c|: bfloat16 moves a number by up to 2^-8 of itself (TF32 by less).
-_ROUGH = 2.0**-7 * 1.01
+_BFLOAT16 = 2.0**-7 * 1.01  # it moves each factor by up to 2^-8 of itself
 _SLICE = 2**17  # numbers multiplied out at a time, which stay in the cache
 
 
@@ -62,7 +62,8 @@ def _search(q: Tensor, corpus: Tensor, k: int, corpus_chunk: int) -> tuple[Tenso
     # Shifting all documents changes no order, and what encoders have in common over documents need not be rounded.
     center = at_least_float32(corpus[:corpus_chunk].to(q.device)).mean(0)
     shift = unit @ center
-    rough_q = unit.to(_rough_dtype(q.device)).T
+    dtype, share = _rough(q.device)
+    rough_q = unit.to(dtype).T
     best, ids = q.new_empty(len(q), 0), torch.empty(len(q), 0, dtype=torch.int64, device=q.device)
     radius, start = center.norm(), 0
     for chunk in corpus.split(corpus_chunk):
@@ -80,14 +81,14 @@ def _search(q: Tensor, corpus: Tensor, k: int, corpus_chunk: int) -> tuple[Tenso
             _BLOCK, -1, len(q)
         )  # a block is every (rows / 16)-th document: maxima of whole rows are fast
         top = rough.amax(0)
-        error = pad(spread, (0, fill)).view(_BLOCK, -1).amax(0)[:, None] * _ROUGH
+        error = pad(spread, (0, fill)).view(_BLOCK, -1).amax(0)[:, None] * share
         error = error + 16 * (q.shape[1] + 8) * 2.0**-24 * radius + 2.0**-100  # sums in float32, and underflow
         if best.shape[1] == k:
             bar = best[:, -1] / norm - shift
         elif len(c) >= k:  # k documents, or k blocks' best ones, reach it
             among = top[None] if len(top) >= 8 * k else rough
             bar = (among - error).flatten(0, 1).topk(k, dim=0).values[-1]
-            bar = bar - bar.abs() * _ROUGH  # rounding of the rough score itself
+            bar = bar - bar.abs() * share  # rounding of the rough score itself
         else:
             bar = torch.full_like(norm, -torch.inf)
         row, col = _reaching(rough, top, (bar - error).to(rough.dtype), len(c))  # rounding keeps order: no error here
@@ -96,10 +97,14 @@ def _search(q: Tensor, corpus: Tensor, k: int, corpus_chunk: int) -> tuple[Tenso
     return best, ids
 
 
-def _rough_dtype(device: torch.device) -> torch.dtype:
+def _rough(device: torch.device) -> tuple[torch.dtype, float]:
+    """What the rough pass multiplies in, and the error of its products as a share of |q| |c|, sums apart."""
     supported = getattr(torch.cpu, "_is_avx512_bf16_supported", bool)  # private, hence possibly missing
-    native = device.type == "cpu" and supported()
-    return torch.bfloat16 if native else torch.float32
+    if device.type == "cpu" and supported():
+        return torch.bfloat16, _BFLOAT16
+    # Otherwise a float32 product may be one of bfloat16 or TF32 numbers inside.
+    whole = device.type == "cpu" and torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")
+    return torch.float32, 2.0**-22 if whole else _BFLOAT16
 
 
 def _reaching(rough: Tensor, top: Tensor, limit: Tensor, n: int) -> tuple[Tensor, Tensor]:
@@ -114,7 +119,14 @@ def _reaching(rough: Tensor, top: Tensor, limit: Tensor, n: int) -> tuple[Tensor
 
 
 def _products(q: Tensor, c: Tensor, row: Tensor, col: Tensor) -> Tensor:
-    """Inner products of pairs, in slices."""
+    """Inner products of pairs by (row, col)."""
+    if q.device.type == "cpu":  # reads the rows where they are
+        ends = torch.bincount(row, minlength=len(q)).cumsum(0)
+        with warnings.catch_warnings(action="ignore"):  # that the layout is in beta
+            pairs = torch.sparse_csr_tensor(
+                pad(ends, (1, 0)), col, q.new_zeros(len(row)), (len(q), len(c)), check_invariants=False
+            )
+        return torch.sparse.sampled_addmm(pairs, q, c.T, beta=0.0).values()
     size = max(1, _SLICE // max(1, q.shape[1]))
     slices = zip(row.split(size), col.split(size), strict=True)
     return torch.cat([q.index_select(0, i).mul_(c.index_select(0, j)).sum(1) for i, j in slices])

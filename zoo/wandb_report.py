@@ -86,13 +86,13 @@ def build(entity: str, project: str, found: Sequence[Result], run: str) -> Any:
     ]
     section = None
     by_family = sorted(leaderboard.boards(found), key=lambda board: (_sample(board).family, board.arena))
-    for board in by_family:
+    for board, rows in zip(by_family, leaderboard.rows_by_board(by_family), strict=True):
         heading = f"{_sample(board).family}: {board.arena}"
         if heading != section:
             blocks.append(wr.H1(heading))
             section = heading
         grid = wr.PanelGrid(runsets=[_runset(wr, where, board)], panels=_panels(wr, board))
-        blocks += [wr.H2(board.title), wr.MarkdownBlock(leaderboard.markdown(leaderboard.board_rows(board))), grid]
+        blocks += [wr.H2(board.title), wr.MarkdownBlock(leaderboard.markdown(rows)), grid]
     return wr.Report(**where, title=TITLE, blocks=blocks, width="fluid")
 
 

@@ -173,7 +173,9 @@ def test_bm25_scores_positives_for_the_margins():
     own = scores[0][ids[0] == 0]
     assert positives.tolist() == [*own, 0.0]
     table = Bm25Miner(5, Rules(relative_margin=0.05)).mine(pairs)
-    assert set(rows(table)[0]) == {n for n, s in zip(ids[0], scores[0], strict=True) if -np.inf < s <= 0.95 * own} != set()
+    assert (
+        set(rows(table)[0]) == {n for n, s in zip(ids[0], scores[0], strict=True) if -np.inf < s <= 0.95 * own} != set()
+    )
 
 
 class Other(PairDataset):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -87,12 +87,17 @@ def boards(found: Iterable[Result]) -> list[Board]:
 
 def rows(found: Iterable[Result]) -> list[dict[str, Any]]:
     """The rows of all boards."""
-    return [row for board in boards(found) for row in board_rows(board)]
+    return [row for table in rows_by_board(boards(found)) for row in table]
 
 
-def board_rows(board: Board) -> list[dict[str, Any]]:
-    """One row per part of a claim, per primary metric without one, and per reference that needs no training."""
-    cards = {card.name: card for card in recipes.load_cards(recipes.index().keys() & board.runs)}
+def rows_by_board(found: Sequence[Board]) -> list[list[dict[str, Any]]]:
+    """Each board's: one row per part of a claim, per primary metric without one, and per reference without training."""
+    wanted = recipes.index().keys() & {recipe for board in found for recipe in board.runs}
+    cards = {card.name: card for card in recipes.load_cards(wanted)}
+    return [_table(board, cards) for board in found]
+
+
+def _table(board: Board, cards: Mapping[str, RecipeCard]) -> list[dict[str, Any]]:
     table: list[dict[str, Any]] = []
     seen = set()
     for recipe, by_seed in board.runs.items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from zoo import results
-from zoo.commands.leaderboard import REFERENCES, Board, board_rows, boards
+from zoo.commands.leaderboard import REFERENCES, Board, boards, rows_by_board
 from zoo.errors import ZooError
 from zoo.recipes import RecipeCard
 from zoo.site import evidence
@@ -25,7 +25,8 @@ Found = list[tuple[Board, list[Row]]]
 
 def committed() -> Found:
     """Boards of the committed results with their rows."""
-    return [(board, board_rows(board)) for board in boards(results.committed_results())]
+    found = boards(results.committed_results())
+    return list(zip(found, rows_by_board(found), strict=True))
 
 
 def pages() -> dict[str, str]:

@@ -12,7 +12,7 @@ from string import Template
 from typing import Any
 
 from zoo import results
-from zoo.commands.leaderboard import REFERENCES, Board, board_rows, boards
+from zoo.commands.leaderboard import REFERENCES, Board, boards, rows_by_board
 from zoo.commands.show import difference
 from zoo.errors import ZooError
 from zoo.recipes import RecipeCard
@@ -42,7 +42,7 @@ def write(folder: Path) -> Path:
     if not ours and folder.is_dir() and any(folder.iterdir()):
         raise ZooError(f"{folder} holds other files: --html takes a new or empty folder, or one that it has written")
     found = boards([*results.committed_results(), *results.local_results()])
-    tables = [board_rows(board) for board in found]
+    tables = rows_by_board(found)
     local = evidence.local_runs()
     cards = {card.name: card for cards in evidence.families().values() for card in cards}
     written = set()
