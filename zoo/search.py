@@ -65,7 +65,8 @@ def _search(q: Tensor, corpus: Tensor, k: int, corpus_chunk: int) -> tuple[Tenso
     dtype, share = _rough(q.device)
     rough_q = unit.to(dtype).T
     best, ids = q.new_empty(len(q), 0), torch.empty(len(q), 0, dtype=torch.int64, device=q.device)
-    radius, start = center.norm(), 0
+    radius, start, rows = center.norm(), 0, min(corpus_chunk, len(corpus))
+    tile = rough_q.new_empty(rows + -rows % _BLOCK, len(q))
     for chunk in corpus.split(corpus_chunk):
         c = at_least_float32(chunk.to(q.device))
         centered = c - center
@@ -74,7 +75,7 @@ def _search(q: Tensor, corpus: Tensor, k: int, corpus_chunk: int) -> tuple[Tenso
         if not torch.isfinite(radius + norm.sum()):
             raise ZooError("an embedding is not finite: look for NaN or overflow in the encoder's training")
         fill = -len(c) % _BLOCK
-        rough = rough_q.new_empty(len(c) + fill, len(q))
+        rough = tile[: len(c) + fill]
         rough[len(c) :] = -torch.inf
         torch.mm(centered.to(rough.dtype), rough_q, out=rough[: len(c)])
         rough = rough.view(
