@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import sys
 from collections.abc import Sequence
 from difflib import get_close_matches
 from importlib import import_module
+from types import ModuleType
 
 from zoo.errors import ZooError
 
@@ -105,9 +108,20 @@ def _dispatch(args: list[str]) -> int:
 
     recipe, *overlays = rest[:words]
     recipes.load_card(recipe, overlays)  # before the slow imports
-    from zoo import cli
+    return _cli().main(command, recipe, overlays, rest[words:])
 
-    return cli.main(command, recipe, overlays, rest[words:])
+
+def _cli() -> ModuleType:
+    """`zoo.cli`. Its first import keeps half a million objects out of garbage collection: each look takes half a second."""
+    if "zoo.cli" in sys.modules or not gc.isenabled():
+        return import_module("zoo.cli")
+    gc.disable()
+    try:
+        return import_module("zoo.cli")
+    finally:
+        gc.freeze()
+        atexit.register(gc.unfreeze)  # extensions report what is not freed at the end
+        gc.enable()
 
 
 if __name__ == "__main__":

@@ -76,10 +76,11 @@ def bm25_run(queries: Sequence[str], documents: Sequence[str], k: int) -> tuple[
         Document numbers and scores, `[Q, k]` each. A document that shares no word with the query is not retrieved: -1
         and -inf pad.
     """
-    found = [best_of(scores, k) for scores in bm25_scores(queries, documents)]
-    empty = np.empty((0, min(k, len(documents))))
-    ids, scores = zip(*found, strict=True) if found else (empty, empty)
-    return np.array(ids, np.int64), np.array(scores, np.float32)
+    shape = len(queries), min(k, len(documents))
+    ids, scores = np.empty(shape, np.int64), np.empty(shape, np.float32)
+    for row, found in enumerate(bm25_scores(queries, documents)):
+        ids[row], scores[row] = best_of(found, k)
+    return ids, scores
 
 
 def bm25_scores(queries: Sequence[str], documents: Sequence[str]) -> Iterator[Float[np.ndarray, " N"]]:

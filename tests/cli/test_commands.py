@@ -47,6 +47,14 @@ def test_answers_at_once_without_torch(zoo, args):
     assert best < 1.0
 
 
+def test_imports_are_no_garbage_to_look_through():
+    code = (
+        "import gc, zoo.__main__ as m; m._cli(); print(gc.isenabled(), gc.get_freeze_count() > len(gc.get_objects()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("True True\n", "")
+
+
 def test_list(zoo, capfd):
     assert zoo(["list", "--format", "json"]) == 0
     cards = {card["name"]: card for card in json.loads(capfd.readouterr().out)}

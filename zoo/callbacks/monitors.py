@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import sys
 import time
@@ -38,7 +39,7 @@ class StopOnNaN(pl.Callback):
         if not self._seen:
             return
         seen, self._seen = self._seen, []
-        finite = torch.isfinite(torch.stack([loss.detach() for _, _, loss in seen])).tolist()
+        finite = [math.isfinite(loss) for loss in torch.stack([loss.detach() for _, _, loss in seen]).tolist()]
         if all(finite):
             return
         step, batch, loss = seen[finite.index(False)]
