@@ -33,7 +33,7 @@ def test_float32_products_are_not_trusted_where_they_may_be_made_of_less(monkeyp
     monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert search._rough(torch.device("cpu")) == (torch.float32, 2**-22)
     assert search._rough(torch.device("cuda")) == (torch.float32, search._BFLOAT16)
-    matmul = torch.backends.mkldnn.matmul
+    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
     before = matmul.fp32_precision
     try:
         matmul.fp32_precision = "bf16"

@@ -104,7 +104,8 @@ def _rough(device: torch.device) -> tuple[torch.dtype, float]:
     if device.type == "cpu" and supported():
         return torch.bfloat16, _BFLOAT16
     # Otherwise a float32 product may be one of bfloat16 or TF32 numbers inside.
-    whole = device.type == "cpu" and torch.backends.mkldnn.matmul.fp32_precision in ("none", "ieee")
+    setting = torch.backends.mkldnn.matmul.fp32_precision  # type: ignore[attr-defined]
+    whole = device.type == "cpu" and setting in ("none", "ieee")
     return torch.float32, 2.0**-22 if whole else _BFLOAT16
 
 
