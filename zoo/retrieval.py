@@ -89,17 +89,19 @@ def bm25_scores(queries: Sequence[str], documents: Sequence[str]) -> Iterator[Fl
 
     collection = [_terms(text) for text in documents]
     index = bm25s.BM25(k1=1.5, b=0.75)
-    if any(collection):  # it cannot read a list without words
+    has_words = any(collection)
+    if has_words:  # it cannot read a list without words
         index.index([terms or [""] for terms in collection], show_progress=False)
     for terms in map(_terms, queries):
-        yield index.get_scores(terms) if terms and any(collection) else np.zeros(len(documents), np.float32)
+        yield index.get_scores(terms) if terms and has_words else np.zeros(len(documents), np.float32)
 
 
 def best_of(scores: Float[np.ndarray, " N"], k: int) -> tuple[np.ndarray, np.ndarray]:
     """Numbers and scores of the `k` greatest positive scores, ties by number; -1 and -inf pad."""
     k = min(k, len(scores))
-    last = np.partition(scores, -k)[-k]
-    able = np.flatnonzero((scores >= last) & (scores > 0))
+    able = np.flatnonzero(scores > 0)
+    if len(able) > k:
+        able = able[scores[able] >= np.partition(scores[able], -k)[-k]]
     best = able[np.argsort(-scores[able], kind="stable")][:k]
     gap = (0, k - len(best))
     return np.pad(best, gap, constant_values=-1), np.pad(scores[best], gap, constant_values=-np.inf)
