@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
-import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+from greenlet import greenlet
 
 from zoo.data.samplers import BatchSampler
-
-_M_ARENA_MAX = -8  # glibc's malloc.h
 
 
 class Steps:
     """A training loop that stands still between calls; each call lets it go on for `n` steps.
 
-    The loop runs in a thread of its own and calls `tick` once per step. Start-up is over when the constructor returns.
+    The loop calls `tick` once per step, and runs in the caller's thread: in one of its own, with a team of OpenMP
+    workers more than there are cores, its steps would cost a third more. Start-up is over when the constructor returns.
 
     Args:
         loop: called with this object; it never ends by itself.
@@ -28,52 +25,23 @@ class Steps:
     """
 
     def __init__(self, loop: Callable[[Steps], Any], n: int) -> None:
-        if sys.platform == "linux":  # all threads share the main one's heap: on their own, one's steps cost 15 % more
-            ctypes.CDLL(None).mallopt(_M_ARENA_MAX, 1)
-        self.n, self.left, self.closed = n, 0, False
-        self.error: BaseException | None = None
-        self._go, self._stands = threading.Semaphore(0), threading.Semaphore(0)
-        self._thread = threading.Thread(target=self._run, args=(loop,), daemon=True)
-        self._thread.start()
-        self._wait()
+        self.n, self.left = n, 0
+        self._loop = greenlet(loop)
+        self._loop.switch(self)
 
     def __call__(self) -> None:
         self.left = self.n
-        self._go.release()
-        self._wait()
+        self._loop.switch()
 
     def tick(self) -> None:
         """The loop is about to make a step."""
         if self.left == 0:
-            self._stands.release()
-            self._go.acquire()
-        if self.closed:
-            raise _Closed
+            self._loop.parent.switch()  # type: ignore[union-attr]
         self.left -= 1
 
     def close(self) -> None:
-        self.closed = True
-        self._go.release()
-        self._thread.join()
-
-    def _wait(self) -> None:
-        self._stands.acquire()
-        if self.error is not None:
-            raise self.error
-
-    def _run(self, loop: Callable[[Steps], Any]) -> None:
-        try:
-            loop(self)
-        except _Closed:
-            pass
-        except BaseException as error:  # handed to the caller
-            self.error = error
-        finally:
-            self._stands.release()
-
-
-class _Closed(Exception):  # noqa: N818 - no error
-    pass
+        with suppress(IndexError):  # Lightning's progress bars share one console: the latest has ended the others
+            self._loop.throw()
 
 
 @contextmanager
