@@ -81,12 +81,14 @@ def padded(rows: Sequence[Row], skipped: int | Sequence[int], pad_id: int = 0) -
     """
     lengths = np.fromiter(map(len, rows), np.int64, len(rows))[:, None]
     at = np.arange(max(lengths.max(initial=0), 1))
-    ids = np.full((len(rows), len(at)), pad_id, np.int64)
+    ids, mask = np.full((len(rows), len(at)), pad_id, np.int64), at < lengths
     if len(rows):
-        ids[at < lengths] = np.concatenate(rows)
-    mask = at < np.maximum(lengths, 1)
-    pool = mask & (at >= np.reshape(skipped, (-1, 1)))
-    pool = np.where(pool.any(1, keepdims=True), pool, mask)
+        ids[mask] = np.concatenate(rows)
+    mask[:, 0] = True
+    pool = mask
+    if np.any(skipped):
+        pool = mask & (at >= np.reshape(skipped, (-1, 1)))
+        pool = np.where(pool.any(1, keepdims=True), pool, mask)
     return Tokens(torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(pool))
 
 
