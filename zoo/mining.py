@@ -96,7 +96,7 @@ def search_files(
     if before and before["identity"] != identity:
         raise ZooError(f"{folder} holds a search of other embeddings, depth or index: remove it, or name another --out")
     documents, large = torch.from_numpy(corpus), torch.device(device).type != "cpu"
-    chunks = (8192, 65536) if large else (1024, 8192)
+    chunks = (8192, 65536) if large else (4096, 8192)
     if before is None:
         folder.mkdir(parents=True, exist_ok=True)
         before = {"identity": identity, "done": 0, "recall": {}}
