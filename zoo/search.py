@@ -86,8 +86,9 @@ def _search(q: Tensor, corpus: Tensor, k: int, corpus_chunk: int) -> tuple[Tenso
         error = error + 16 * (q.shape[1] + 8) * 2.0**-24 * radius + 2.0**-100  # sums in float32, and underflow
         if best.shape[1] == k:
             bar = best[:, -1] / norm - shift
-        elif len(c) >= k:  # k documents, or k blocks' best ones, reach it
-            among = top[None] if len(top) >= 8 * k else rough
+        elif len(c) >= k:  # the best ones of k groups of documents reach it
+            group = 1 << min(_BLOCK, max(1, len(c) // (4 * k))).bit_length() - 1
+            among = top[None] if group == _BLOCK else rough.unflatten(0, (-1, group)).amax(1)
             bar = (among - error).flatten(0, 1).topk(k, dim=0).values[-1]
             bar = bar - bar.abs() * share  # rounding of the rough score itself
         else:
@@ -112,6 +113,8 @@ def _rough(device: torch.device) -> tuple[torch.dtype, float]:
 def _reaching(rough: Tensor, top: Tensor, limit: Tensor, n: int) -> tuple[Tensor, Tensor]:
     """Pairs of query and document, in this order, whose score `[16, blocks, Q]` reaches the limit `[blocks, Q]`."""
     hit = (top >= limit).flatten().nonzero()[:, 0]
+    if len(hit) > top.numel() // 4:  # few blocks are ruled out
+        return (rough >= limit).flatten(0, 1)[:n].T.nonzero(as_tuple=True)
     near = rough.flatten(1).index_select(1, hit) >= limit.flatten().index_select(0, hit)
     lane, which = near.nonzero(as_tuple=True)
     hit = hit.index_select(0, which)

@@ -169,6 +169,10 @@ def _shares(repeats: int) -> Iterator[Any]:
         name = f"fit to first step over imports, {recipe}, in s"
         print(name, file=sys.stderr)
         yield start.first_step(name, recipe, "<= 2.00", min(repeats, 3))
+    name = "refresh of negatives in an epoch, ance"
+    print(name, file=sys.stderr)
+    with _silence():
+        yield rows.refreshing(name, "ance", "<= 0.10")
 
 
 @contextmanager

@@ -140,6 +140,16 @@ def waiting(name: str, recipe: str, goal: str, repeats: int) -> Result:
     return summarize(name, waits, totals, goal, 5 * STEPS)
 
 
+def refreshing(name: str, recipe: str, goal: str) -> Result:
+    """Time of a refresh of negatives, beside the epoch before it: a share."""
+    cli = build(recipe)
+    cli.trainer.profiler = profiler = SimpleProfiler()  # type: ignore[attr-defined]
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule)  # type: ignore[attr-defined]
+    spent = profiler.recorded_durations
+    *refreshes, _ = spent["[Callback]RefreshNegatives.on_train_epoch_end"]  # nobody would see one after the last epoch
+    return summarize(name, refreshes, spent["run_training_epoch"][:-1], goal)
+
+
 @contextmanager
 def mochi_over_moco(*overrides: str) -> Iterator[Pair]:
     """Both recipes through the same Trainer loop."""

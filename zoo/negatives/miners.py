@@ -296,15 +296,16 @@ def lowest_known(
 
 def jaccard(old: NegativeTable, new: NegativeTable) -> float:
     """Mean overlap of two tables' rows: shared candidates over candidates of either; 1 where neither has any."""
-    width = int(max(old.ids.max(initial=0), new.ids.max(initial=0))) + 1
-
-    def keys(table: NegativeTable) -> np.ndarray:  # as sets: random draws may repeat
-        row, column = np.nonzero(table.ids >= 0)
-        return np.unique(row * width + table.ids[row, column])
-
-    sides = keys(old), keys(new)
-    shared, *counts = (
-        np.bincount(k // width, minlength=len(new)) for k in (np.intersect1d(*sides, assume_unique=True), *sides)
-    )
-    either = sum(counts) - shared
+    sides = _distinct(old.ids), _distinct(new.ids)
+    both = np.sort(np.concatenate(sides, 1), 1)
+    shared = ((both[:, 1:] == both[:, :-1]) & (both[:, 1:] >= 0)).sum(1)
+    either = sum((ids >= 0).sum(1) for ids in sides) - shared
     return float(np.divide(shared, either, out=np.ones(len(new)), where=either > 0).mean())
+
+
+def _distinct(ids: Int[np.ndarray, "Q K"]) -> Int[np.ndarray, "Q K"]:
+    """Each row sorted, with -1 in place of what repeats (random draws may)."""
+    ids = np.sort(ids, 1)
+    again = ids[:, 1:] == ids[:, :-1]
+    ids[:, 1:][again] = -1
+    return ids
