@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -37,7 +37,7 @@ PAPER = [
     "--model.init_args.bn_splits=8",
 ]
 
-# A BERT of two narrow layers in place of the bag of tokens, whose step is little more than reading its embeddings.
+# Two narrow layers in place of the bag of tokens, whose step is little more than reading its embeddings.
 TRANSFORMER = [
     "--model.init_args.encoder=zoo.TextTransformer",
     "--model.init_args.encoder.init_args.dim=128",
@@ -99,16 +99,14 @@ def written_out(cli: ZooCLI) -> Loop:
 
 @contextmanager
 def _in_turn(ours: Callable[[], Loop], peer: Callable[[], Loop]) -> Iterator[Pair]:
-    """Two loops of each side, made in the order A B B A: of two loops alike, the first made may be 8 % slower."""
+    """Two loops of each side, made in the order A B B A, as the place in memory changes a loop's steps."""
     with steps(STEPS, ours(), peer(), peer(), ours()) as (a, b, c, d):
         yield Pair(lambda: (a(), d()), lambda: (b(), c()), 2 * STEPS)
 
 
-@contextmanager
-def over_bare(recipe: str, *overrides: str) -> Iterator[Pair]:
+def over_bare(recipe: str, *overrides: str) -> AbstractContextManager[Pair]:
     """The recipe's Trainer with its default callbacks against a bare loop."""
-    with _in_turn(lambda: trained(made(recipe, *overrides)), lambda: written_out(made(recipe, *overrides))) as pair:
-        yield pair
+    return _in_turn(lambda: trained(made(recipe, *overrides)), lambda: written_out(made(recipe, *overrides)))
 
 
 @contextmanager
@@ -150,18 +148,13 @@ def refreshing(name: str, recipe: str, goal: str) -> Result:
     return summarize(name, refreshes, spent["run_training_epoch"][:-1], goal)
 
 
-@contextmanager
-def mochi_over_moco(*overrides: str) -> Iterator[Pair]:
+def mochi_over_moco(*overrides: str) -> AbstractContextManager[Pair]:
     """Both recipes through the same Trainer loop."""
     mixing = overrides and ["--model.init_args.negatives=[{class_path: zoo.negatives.HardNegativeMixing}]"]
-    with _in_turn(
-        lambda: trained(made("mochi", *overrides, *mixing)), lambda: trained(made("moco", *overrides))
-    ) as pair:
-        yield pair
+    return _in_turn(lambda: trained(made("mochi", *overrides, *mixing)), lambda: trained(made("moco", *overrides)))
 
 
-@contextmanager
-def over_lightly() -> Iterator[Pair]:
+def over_lightly() -> AbstractContextManager[Pair]:
     """MoCo from parts, both without a Trainer and on views that were made before: what is left is the step alone.
 
     The head is MoCo v2's, without BN: with BN, lightly's has one more of them (MoCo v3).
@@ -194,5 +187,4 @@ def over_lightly() -> Iterator[Pair]:
         peer = bare.Lightly(model)
         return loop(peer, model.optimizer(peer.query.parameters()))
 
-    with _in_turn(ours, theirs) as pair:
-        yield pair
+    return _in_turn(ours, theirs)
