@@ -86,12 +86,13 @@ def rows(quick: bool) -> list[Row]:
 
 
 def machine() -> str:
-    """What the numbers depend on: the GPU's name, or architecture and cores."""
+    """What the numbers depend on: the GPU's name, or architecture, vector instructions and cores."""
     import torch
 
     if torch.cuda.is_available():
         return re.sub(r"[^A-Za-z0-9]+", "-", torch.cuda.get_device_name()).strip("-")
-    return f"{platform.machine()}-{len(os.sched_getaffinity(0)) if sys.platform == 'linux' else os.cpu_count()}cores"
+    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
+    return f"{platform.machine()}-{torch.backends.cpu.get_cpu_capability()}-{cores}cores"
 
 
 def main(args: list[str]) -> int:
