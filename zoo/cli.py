@@ -23,13 +23,14 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.fabric.utilities.rank_zero import rank_zero_only
 from lightning.fabric.utilities.warnings import PossibleUserWarning
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo import recipes, results, wandb_runs
 from zoo._heap import keep_freed_memory
+from zoo.callbacks.monitors import Progress
 from zoo.callbacks.results import ResultWriter
 from zoo.cli_errors import explain
 from zoo.data.datamodule import NegativesDataModule
@@ -205,7 +206,7 @@ class ZooCLI(LightningCLI):
             "ProgressBar" in c.class_path for c in trainer.callbacks
         ):
             # Lightning's would be drawn up to a hundred times a second, and training waits meanwhile.
-            self.trainer_defaults = {"callbacks": RichProgressBar(refresh_rate=10)}
+            self.trainer_defaults = {"callbacks": Progress()}
         portable = config.clone()
         seed = config["seed_everything"]
         if isinstance(seed, bool) or seed is None:  # Lightning turned `true` into a number already

@@ -1,4 +1,4 @@
-"""Guards and meters: stop at a NaN loss; throughput and peak memory."""
+"""Guards and meters: stop at a NaN loss; progress, throughput and peak memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import RichProgressBar
 from torch import Tensor
 
 from zoo.errors import ZooError
@@ -39,7 +40,8 @@ class StopOnNaN(pl.Callback):
         if not self._seen:
             return
         seen, self._seen = self._seen, []
-        finite = [math.isfinite(loss) for loss in torch.stack([loss.detach() for _, _, loss in seen]).tolist()]
+        losses = [loss.detach() for _, _, loss in seen]
+        finite = [math.isfinite(x) for x in (torch.stack(losses).tolist() if len(losses) > 1 else losses)]
         if all(finite):
             return
         step, batch, loss = seen[finite.index(False)]
@@ -56,6 +58,17 @@ def peak_memory_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+class Progress(RichProgressBar):
+    """Lightning's progress bar, drawn every tenth step; the metrics beside it are collected then, not at every step."""
+
+    def __init__(self) -> None:
+        super().__init__(refresh_rate=10)
+
+    def on_train_batch_end(self, trainer, pl_module, outputs: Any, batch, batch_idx) -> None:
+        if (batch_idx + 1) % self.refresh_rate == 0 or trainer.is_last_batch:
+            super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
 
 class Throughput(pl.Callback):
