@@ -114,7 +114,8 @@ def _reaching(rough: Tensor, top: Tensor, limit: Tensor, n: int) -> tuple[Tensor
     """Pairs of query and document, in this order, whose score `[16, blocks, Q]` reaches the limit `[blocks, Q]`."""
     hit = (top >= limit).flatten().nonzero()[:, 0]
     if len(hit) > top.numel() // 4:  # few blocks are ruled out
-        return (rough >= limit).flatten(0, 1)[:n].T.nonzero(as_tuple=True)
+        row, col = (rough >= limit).flatten(0, 1)[:n].T.nonzero(as_tuple=True)
+        return row, col
     near = rough.flatten(1).index_select(1, hit) >= limit.flatten().index_select(0, hit)
     lane, which = near.nonzero(as_tuple=True)
     hit = hit.index_select(0, which)
