@@ -2,11 +2,13 @@
 
 from types import SimpleNamespace
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
 
 from zoo.callbacks import StopOnNaN
-from zoo.callbacks.monitors import peak_memory_bytes
+from zoo.callbacks.monitors import Progress, peak_memory_bytes
 from zoo.errors import ZooError
 
 
@@ -27,3 +29,21 @@ def test_peak_memory_sees_a_large_allocation():
     block = torch.ones(before // 4 + 50_000_000, dtype=torch.float32)  # more than was ever resident
     assert peak_memory_bytes(torch.device("cpu")) > before
     del block
+
+
+def test_progress_is_drawn_as_training_starts_every_tenth_step_and_at_the_last(tmp_path):
+    drawn = []
+
+    class Seen(Progress):
+        def get_metrics(self, trainer, pl_module):
+            drawn.append(trainer.global_step)
+            return super().get_metrics(trainer, pl_module)
+
+    bar = Seen()
+    trainer = pl.Trainer(
+        max_steps=25, limit_train_batches=25, accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_model_summary=False, default_root_dir=tmp_path, callbacks=[bar],
+    )  # fmt: skip
+    trainer.fit(BoringModel())
+    assert set(drawn) == {0, 10, 20, 25}
+    assert bar.progress.tasks[bar.train_progress_bar_id].completed == 25
