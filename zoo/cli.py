@@ -30,7 +30,7 @@ from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from zoo import recipes, results, wandb_runs
 from zoo._heap import keep_freed_memory
-from zoo.callbacks.monitors import Progress
+from zoo.callbacks.monitors import ProgressBar
 from zoo.callbacks.results import ResultWriter
 from zoo.cli_errors import explain
 from zoo.data.datamodule import NegativesDataModule
@@ -205,8 +205,7 @@ class ZooCLI(LightningCLI):
         if trainer.enable_progress_bar is not False and not any(
             "ProgressBar" in c.class_path for c in trainer.callbacks
         ):
-            # Lightning's would be drawn up to a hundred times a second, and training waits meanwhile.
-            self.trainer_defaults = {"callbacks": Progress()}
+            self.trainer_defaults = {"callbacks": ProgressBar()}
         portable = config.clone()
         seed = config["seed_everything"]
         if isinstance(seed, bool) or seed is None:  # Lightning turned `true` into a number already

@@ -128,57 +128,46 @@ def main(args: list[str]) -> int:
 
 
 def _measurements(quick: bool, repeats: int) -> Iterator[Any]:
-    for row in rows(quick):
-        yield _measure(row, repeats)
-    yield _memory(2048 if quick else 16384, repeats)
-    yield from _peaks(quick)
-    if not quick:
-        yield from _shares(repeats)
-
-
-def _measure(row: Row, repeats: int) -> Any:
-    from tests.benchmarks.runner import compare
-
-    print(row.name, file=sys.stderr)
-    with _silence(), row.pair() as pair:
-        return compare(row.name, pair.ours, pair.peer, row.goal, repeats, row.rounds, pair.per)
-
-
-def _memory(pairs: int, repeats: int) -> Any:
-    from tests.benchmarks.clip import memory
-
-    name = f"lean CLIP loss over open_clip's, peak of {pairs} x 512 in GB"
-    print(name, file=sys.stderr)
-    return memory(name, "<= 0.10", repeats, pairs, 512)
-
-
-def _peaks(quick: bool) -> Iterator[Any]:
-    from tests.benchmarks.lean import memory, peaks
-
-    for row in peaks(quick):
-        print(row[0], file=sys.stderr)
-        yield memory(*row)
-
-
-def _shares(repeats: int) -> Iterator[Any]:
-    from tests.benchmarks import rows, sentences, start
-
-    for step, chunk, guided in (("step", None, False), ("GIST step", None, True), ("gradient cache", 64, False)):
-        name = f"{step} over sentence-transformers', peak of 512 pairs in GB"
-        print(name, file=sys.stderr)
-        yield sentences.memory(name, "<= 1.00", 512, chunk, guided)
-    for recipe in ("simclr", "infonce", "clip", "infonce_geo"):
-        name = f"wait for batches in a step, {recipe}"
+    for name, measure in (*_ratios(quick, repeats), *_readings(quick, repeats)):
         print(name, file=sys.stderr)
         with _silence():
-            yield rows.waiting(name, recipe, "<= 0.05", min(repeats, 3))
+            result = measure(name)
+        yield result
+
+
+def _ratios(quick: bool, repeats: int) -> Iterator[tuple[str, Any]]:
+    from tests.benchmarks.runner import compare
+
+    def measure(name: str, row: Row) -> Any:
+        with row.pair() as pair:
+            return compare(name, pair.ours, pair.peer, row.goal, repeats, row.rounds, pair.per)
+
+    for row in rows(quick):
+        yield row.name, partial(measure, row=row)
+
+
+def _readings(quick: bool, repeats: int) -> Iterator[tuple[str, Any]]:
+    """Names of the rows about memory and shares of time, and what measures each."""
+    from tests.benchmarks import clip, lean, rows, sentences, start
+
+    pairs = 2048 if quick else 16384
+    name = f"lean CLIP loss over open_clip's, peak of {pairs} x 512 in GB"
+    yield name, partial(clip.memory, goal="<= 0.10", repeats=repeats, pairs=pairs, dim=512)
+    for name, goal, pairs, dim in lean.peaks(quick):
+        yield name, partial(lean.memory, goal=goal, pairs=pairs, dim=dim)
+    if quick:
+        return
+    for step, chunk, guided in (("step", None, False), ("GIST step", None, True), ("gradient cache", 64, False)):
+        name = f"{step} over sentence-transformers', peak of 512 pairs in GB"
+        yield name, partial(sentences.memory, goal="<= 1.00", pairs=512, chunk=chunk, guided=guided)
+    few = min(repeats, 3)
+    for recipe in ("simclr", "infonce", "clip", "infonce_geo"):
+        name = f"wait for batches in a step, {recipe}"
+        yield name, partial(rows.waiting, recipe=recipe, goal="<= 0.05", repeats=few)
         name = f"fit to first step over imports, {recipe}, in s"
-        print(name, file=sys.stderr)
-        yield start.first_step(name, recipe, "<= 2.00", min(repeats, 3))
+        yield name, partial(start.first_step, recipe=recipe, goal="<= 2.00", repeats=few)
     name = "refresh of negatives in an epoch, ance"
-    print(name, file=sys.stderr)
-    with _silence():
-        yield rows.refreshing(name, "ance", "<= 0.10")
+    yield name, partial(rows.refreshing, recipe="ance", goal="<= 0.10")
 
 
 @contextmanager

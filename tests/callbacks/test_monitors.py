@@ -8,7 +8,7 @@ import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
 
 from zoo.callbacks import StopOnNaN
-from zoo.callbacks.monitors import Progress, peak_memory_bytes
+from zoo.callbacks.monitors import ProgressBar, peak_memory_bytes
 from zoo.errors import ZooError
 
 
@@ -34,7 +34,7 @@ def test_peak_memory_sees_a_large_allocation():
 def test_progress_is_drawn_as_training_starts_every_tenth_step_and_at_the_last(tmp_path):
     drawn = []
 
-    class Seen(Progress):
+    class Seen(ProgressBar):
         def get_metrics(self, trainer, pl_module):
             drawn.append(trainer.global_step)
             return super().get_metrics(trainer, pl_module)

@@ -40,8 +40,7 @@ class StopOnNaN(pl.Callback):
         if not self._seen:
             return
         seen, self._seen = self._seen, []
-        losses = [loss.detach() for _, _, loss in seen]
-        finite = [math.isfinite(x) for x in (torch.stack(losses).tolist() if len(losses) > 1 else losses)]
+        finite = [math.isfinite(loss) for loss in torch.stack([loss.detach() for _, _, loss in seen]).tolist()]
         if all(finite):
             return
         step, batch, loss = seen[finite.index(False)]
@@ -60,8 +59,11 @@ def peak_memory_bytes(device: torch.device) -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-class Progress(RichProgressBar):
-    """Lightning's progress bar, drawn every tenth step; the metrics beside it are collected then, not at every step."""
+class ProgressBar(RichProgressBar):
+    """Lightning's, drawn every tenth step. It would be drawn up to a hundred times a second, and training waits meanwhile.
+
+    The metrics beside it are collected then, too, not at every step.
+    """
 
     def __init__(self) -> None:
         super().__init__(refresh_rate=10)
